@@ -1,0 +1,38 @@
+# Everything a person or CI runs. `make demo` and `make test` need git, make and Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: demo test test-slow lint bench bench-smoke docs clean
+
+demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
+	$(BIN)/autoft demo
+
+test: $(READY)  ## the test suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+test-slow: $(READY)  ## whole studies, the demo, a real browser (needs chromium and ../shared)
+	$(BIN)/python -m pytest -m "slow or browser"
+
+lint: $(READY)  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## measure the overhead of a trial; writes benches/records/ and benches/latest.json
+	$(BIN)/python -m benches.trial_overhead
+
+bench-smoke: $(READY)  ## the same program on a few trials, without writing a record
+	$(BIN)/python -m benches.trial_overhead --trials 2 --dry-run
+
+docs: $(READY)  ## print docs/cli.md and docs/study-file.md again from the code
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf .venv build dist runs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)

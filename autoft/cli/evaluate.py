@@ -1,0 +1,102 @@
+"""`autoft evaluate` and `autoft predict`."""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from autoft.cli.runtime import cache_dir
+from autoft.config import load_config
+from autoft.data import Split
+from autoft.errors import ConfigError, DataError, ModelError
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Score a checkpoint on a study's sets."""
+    from autoft.models import ZeroShotState, copy_state
+    from autoft.report.table import format_table
+    from autoft.stages import all_splits, evaluation_rows
+    from autoft.workspace import Workspace
+
+    config = load_config(args.study, args.set)
+    known = [name for name in all_splits(config) if name != "train"]
+    wanted = args.sets.split(",") if args.sets else known
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise ConfigError(f"--sets {','.join(unknown)}: not a set of study {config.study}; its sets are {', '.join(known)}")
+    workspace = Workspace.load(config, args.device, cache_dir(), splits=["train", *wanted])
+    model = _read_checkpoint(args.checkpoint, workspace)
+    if model is not None:
+        copy_state(workspace.model, ZeroShotState.of(model).tensors)
+    name = Path(args.checkpoint).name
+    splits = {"val_id": Split.VAL_ID, "val_ood": Split.VAL_OOD, **{test: split for test, (split, _) in workspace.data.tests.items()}}
+    rows = [row for test in wanted for row in evaluation_rows(workspace, test, splits[test], {"model": name, "seed": 0})]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(format_table({"study": config.study, "metric": config.metric, "evaluations": rows}))
+    return 0
+
+
+def _read_checkpoint(checkpoint: str, workspace: Any) -> Any:
+    """The classifier a checkpoint argument stands for. Raises ModelError if there is none, or it is for other classes."""
+    from autoft.models import build_classifier, load_checkpoint, load_model
+
+    path = Path(checkpoint).resolve()
+    data, config = workspace.data, workspace.config
+    if (path / "head.safetensors").is_file():
+        model, _, info = load_checkpoint(path)
+        if info.class_keys != data.classes.keys:
+            raise ModelError(
+                f"checkpoint {checkpoint} knows the classes {', '.join(info.class_names)}; study {config.study} has {', '.join(data.classes.names)}"
+            )
+    elif path.is_dir():
+        loaded = load_model(config.model.model_copy(update={"name": f"local-dir:{path}", "pretrained": None}))
+        model = build_classifier(loaded, data.classes.names, config.data.templates)
+    elif path.is_file():
+        if ":" in config.model.name:
+            raise ModelError(f"{checkpoint} is a bare weights file, and model.name = {config.model.name!r} is no architecture; give a folder")
+        loaded = load_model(config.model.model_copy(update={"pretrained": str(path)}))
+        model = build_classifier(loaded, data.classes.names, config.data.templates)
+    else:
+        raise ModelError(f"there is no checkpoint at {checkpoint}")
+    if {name: tensor.shape for name, tensor in model.state_dict().items()} != {
+        name: tensor.shape for name, tensor in workspace.model.state_dict().items()
+    }:
+        raise ModelError(f"checkpoint {checkpoint} has another architecture than model.name = {config.model.name!r}")
+    return model.to(workspace.device)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Write class probabilities of images to stdout."""
+    import torch
+
+    from autoft.data import PixelSpec, read_image
+    from autoft.data.transforms import eval_transform
+    from autoft.models import load_checkpoint
+    from autoft.models.load import resolve_device
+
+    missing = [str(path) for path in args.images if not path.is_file()]
+    if missing:
+        raise DataError(f"no image at {', '.join(missing[:5])}")
+    device = resolve_device(args.device)
+    model, loaded, info = load_checkpoint(args.checkpoint.resolve())
+    pixels = loaded.preprocess
+    spec = PixelSpec(pixels.size, pixels.interpolation, pixels.resize_mode)
+    model.to(device).eval()
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if not args.json:
+        table.writerow(["image", "prediction", *info.class_names])
+    for path in args.images:
+        image = torch.from_numpy(read_image(path, spec))[None].to(device)
+        with torch.no_grad():
+            probabilities = model(eval_transform(image, pixels.mean, pixels.std)).softmax(dim=1)[0].tolist()
+        prediction = info.class_names[probabilities.index(max(probabilities))]
+        if args.json:
+            by_class = dict(zip(info.class_names, probabilities, strict=True))
+            print(json.dumps({"image": str(path), "prediction": prediction, "probabilities": by_class}))
+        else:
+            table.writerow([path, prediction, *(f"{probability:.6f}" for probability in probabilities)])
+    return 0

@@ -1,0 +1,139 @@
+"""`autoft`: parse the command line, run one command, turn errors into one message and an exit code.
+
+Commands import what they need when they run, so that `autoft --help` is quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoft import __version__
+from autoft.errors import AutoFTError
+
+EXIT_CODES = """exit codes:
+  0 done    1 a bug in autoft    2 wrong input (flag, study file, data, model)    3 the database    4 the cluster
+  5 the study exists and differs, or is owned by another process    6 trials cannot run    130 Ctrl-C    143 SIGTERM
+"""
+
+COMMANDS = {
+    "launch": ("launch", "launch"),
+    "demo": ("launch", "demo"),
+    "init": ("starter", "init"),
+    "plan": ("plan", "plan"),
+    "evaluate": ("evaluate", "evaluate"),
+    "predict": ("evaluate", "predict"),
+    "list": ("studies", "list_"),
+    "show": ("studies", "show"),
+    "status": ("studies", "status"),
+    "dashboard": ("dashboard", "dashboard"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/cli.md is printed from it."""
+    parser = argparse.ArgumentParser(
+        prog="autoft",
+        description="Learn how to fine-tune a foundation model so that it holds up on data it was not tuned on.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"autoft {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    launch = _command(commands, "launch", "run a study: search, final fine-tune, WiSE-FT, evaluation, report")
+    _add_study(launch)
+    _add_run(launch)
+
+    demo = _command(commands, "demo", "run the whole thing on a small built-in study, in a few minutes and without a network")
+    demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the demo's study file")
+    _add_run(demo)
+
+    init = _command(commands, "init", "write a commented study file to start from")
+    init.add_argument("file", nargs="?", type=Path, default=Path("study.yaml"), help="where to write it (default: study.yaml)")
+
+    plan = _command(commands, "plan", "check a study without training: data, model, search space, budget, free resources")
+    _add_study(plan)
+    _add_json(plan)
+
+    evaluate = _command(commands, "evaluate", "score a checkpoint on a study's sets")
+    evaluate.add_argument("checkpoint", help="a checkpoint folder, any open_clip folder, or a weights file of the study's model")
+    _add_study(evaluate)
+    evaluate.add_argument("--sets", metavar="A,B", help="which sets (default: val_id, val_ood and every test set)")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    _add_json(evaluate)
+
+    predict = _command(commands, "predict", "write class probabilities of images as CSV")
+    predict.add_argument("checkpoint", type=Path, help="a checkpoint folder")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    _add_json(predict, "one JSON object an image instead of CSV")
+
+    listing = _command(commands, "list", "list the studies in the database")
+    _add_json(listing)
+    show = _command(commands, "show", "show a study: its best configuration and its trials")
+    show.add_argument("name", help="name of the study")
+    _add_json(show)
+    status = _command(commands, "status", "say where a study stands and who is running it")
+    status.add_argument("name", help="name of the study")
+    _add_json(status)
+
+    dashboard = _command(commands, "dashboard", "serve optuna-dashboard for the studies in the database")
+    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    dashboard.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    if os.environ.get("NO_COLOR") is None and not sys.stderr.isatty():
+        os.environ["NO_COLOR"] = "1"
+    module, function = COMMANDS[args.command]
+    try:
+        return int(getattr(importlib.import_module(f"autoft.cli.{module}"), function)(args) or 0)
+    except AutoFTError as error:
+        print(f"autoft {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"autoft {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, metavar="FILE", help="study file (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field: --set search.n_trials=8")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
+    parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
+    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
+    parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    _add_json(parser, "one JSON object per event on stdout")
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str = "JSON on stdout") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

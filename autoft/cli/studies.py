@@ -1,0 +1,123 @@
+"""`autoft list`, `autoft show` and `autoft status`: what the database knows, read without owning anything."""
+
+import argparse
+import json
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from autoft.cli.runtime import storage_url
+from autoft.errors import StudyNotFound
+from autoft.pipeline import CONFIG_ATTRIBUTE, STATE_ATTRIBUTE
+from storage import StudySummary, list_studies, load_study_readonly
+
+
+def list_(args: argparse.Namespace) -> int:
+    """Every study in the database."""
+    studies = [_facts(summary) for summary in list_studies(storage_url())]
+    if args.json:
+        print(json.dumps(studies, indent=1))
+        return 0
+    if not studies:
+        print("no studies yet; `autoft launch FILE` makes one")
+        return 0
+    table = Table("study", "state", "finished", "running", "failed", "best", "owner", "created")
+    for facts in studies:
+        table.add_row(*(_text(facts[name]) for name in ("study", "state", "finished", "n_running", "n_failed", "best", "owner", "created")))
+    Console().print(table)
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Where one study stands and who is running it."""
+    facts = _find(args.name)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        print(f"{name:12} {_text(value)}")
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """One study's best configuration and its trials."""
+    facts = _find(args.name)
+    study = load_study_readonly(storage_url(), args.name)
+    trials = [_trial(trial) for trial in study.get_trials(deepcopy=False)]
+    best = _best(study)
+    if args.json:
+        print(json.dumps({**facts, "best_trial": best, "trials": trials}, indent=1))
+        return 0
+    for name, value in facts.items():
+        print(f"{name:12} {_text(value)}")
+    if best is not None:
+        print(f"\nbest trial {best['number']} with score {best['score']:.4f}")
+        for name, value in sorted(best["parameters"].items()):
+            print(f"  {name:36} {value:.6g}")
+    table = Table("trial", "state", "score", "lr", "weight_decay", "worker", "seconds")
+    for trial in trials:
+        run, parameters = trial["run"], trial["parameters"]
+        cells = (trial["number"], trial["state"], trial["score"], parameters.get("lr"), parameters.get("weight_decay"), run.get("worker"), run.get("seconds"))
+        table.add_row(*(_text(cell) for cell in cells))
+    Console().print(table)
+    return 0
+
+
+def _find(name: str) -> dict[str, Any]:
+    for summary in list_studies(storage_url()):
+        if summary.name == name:
+            return _facts(summary)
+    load_study_readonly(storage_url(), name)  # raises with near names
+    raise StudyNotFound(f"no study named {name!r}")
+
+
+def _facts(summary: StudySummary) -> dict[str, Any]:
+    config = summary.user_attrs.get(CONFIG_ATTRIBUTE, {})
+    finished = summary.n_complete + summary.n_pruned
+    if summary.locked_by is not None:
+        state = "running"
+    else:
+        state = summary.user_attrs.get(STATE_ATTRIBUTE, "stopped" if summary.n_trials else "created")
+    return {
+        "study": summary.name,
+        "state": state,
+        "finished": f"{finished} of {config['search']['n_trials']}" if config else str(finished),
+        "n_complete": summary.n_complete,
+        "n_pruned": summary.n_pruned,
+        "n_running": summary.n_running,
+        "n_failed": summary.n_failed,
+        "metric": config.get("metric"),
+        "direction": summary.direction,
+        "best": summary.best_value,
+        "owner": summary.locked_by,
+        "created": summary.created.isoformat(timespec="seconds") if summary.created else None,
+        "updated": summary.updated.isoformat(timespec="seconds") if summary.updated else None,
+    }
+
+
+def _best(study: Study) -> dict[str, Any] | None:
+    try:
+        trial = study.best_trial
+    except ValueError:
+        return None
+    return {"number": trial.number, "score": trial.value, "parameters": trial.params}
+
+
+def _trial(trial: Any) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "score": trial.value if trial.state == TrialState.COMPLETE else None,
+        "parameters": trial.params,
+        "reports": {str(step): value for step, value in trial.intermediate_values.items()},
+        "run": trial.user_attrs.get("run", {}),
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,164 @@
+"""Images decoded once and kept as a memory-mapped array, shared by every process that uses the same files in the same way."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from autoft.data.pixels import side_of, square
+from autoft.data.sets import Listing, PixelSpec
+from autoft.errors import DataError
+from autoft.files import read_json, replace_folder, write_json
+
+FORMAT_VERSION = 1
+Progress = Callable[[int, int], None]
+
+_CHUNK_BYTES = 32 << 20
+_MAX_THREADS = 16
+# What is read back of a cache's pixels to see whether they are those that were written; all of them up to this size.
+_CHECKED_BYTES = 256 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The pixels of some examples, (n, side, side, 3) uint8, and the SHA-256 of their raw bytes, (n, 32) uint8."""
+
+    images: NDArray[np.uint8]
+    digests: NDArray[np.uint8]
+
+
+def load_decoded(
+    listing: Listing,
+    examples: NDArray[np.int64],
+    pixels: PixelSpec,
+    cache_dir: Path,
+    description: Any,
+    progress: Progress | None = None,
+) -> Decoded:
+    """The pixels of a set's examples, decoded into `cache_dir` unless they are there.
+
+    An entry is found by the files' signature, so files that changed are decoded again; a damaged entry is replaced. Processes that
+    need the same entry wait for the one that builds it.
+
+    Args:
+        examples: indices into the listing, (n,).
+        description: what else decides the pixels' meaning (section of the study file, classes), as JSON values.
+        progress: called with (images done, images in all) while decoding, and not at all where nothing is decoded.
+
+    Raises:
+        DataError: an image cannot be decoded, or the cache cannot be written.
+    """
+    folder = cache_dir / _key(listing, examples, pixels, description)
+    shape = (len(examples), side_of(pixels), side_of(pixels), 3)
+    found = _read(folder, shape)
+    if found is not None:
+        return found
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(cache_dir / f"{folder.name}.lock"):
+            found = _read(folder, shape)
+            if found is None:
+                logger.info("decoding %d images of %s", len(examples), listing.field, extra={"action": "decode", "field": listing.field})
+                with replace_folder(folder) as partial:
+                    _build(partial, listing, examples, pixels, shape, progress)
+                found = _read(folder, shape)
+    except OSError as error:
+        raise DataError(f"{listing.field}: cannot write the image cache in {cache_dir}: {error.strerror or error}") from None
+    if found is None:
+        raise DataError(f"{listing.field}: the image cache {folder} cannot be read back as it was written; check the disk")
+    return found
+
+
+def _key(listing: Listing, examples: NDArray[np.int64], pixels: PixelSpec, description: Any) -> str:
+    parts = {
+        "format": FORMAT_VERSION,
+        "pillow": PIL.__version__,
+        "signature": listing.signature,
+        "examples": hashlib.sha256(examples.tobytes()).hexdigest(),
+        "pixels": asdict(pixels),
+        "description": description,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _build(folder: Path, listing: Listing, examples: NDArray[np.int64], pixels: PixelSpec, shape: tuple[int, ...], progress: Progress | None) -> None:
+    digests = np.empty((shape[0], 32), dtype=np.uint8)
+
+    def decode(position: int) -> bytes:
+        index = int(examples[position])
+        digests[position] = np.frombuffer(hashlib.sha256(listing.read(index)).digest(), dtype=np.uint8)
+        return square(listing.decode(index), pixels).tobytes()
+
+    with (folder / "images.npy").open("wb") as file:
+        _write_header(file, shape)
+        for done, chunk in _in_chunks(decode, shape[0], _rows_per_chunk(shape)):
+            file.write(chunk)
+            if progress is not None:
+                progress(done, shape[0])
+    np.save(folder / "digests.npy", digests)
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    meta = {"format": FORMAT_VERSION, "field": listing.field, "shape": list(shape), "images_crc32": _checksum(images), "digests_crc32": _checksum(digests)}
+    write_json(folder / "meta.json", {**meta, "meta_crc32": _meta_checksum(meta)})
+
+
+def _rows_per_chunk(shape: tuple[int, ...]) -> int:
+    return max(1, _CHUNK_BYTES // math.prod(shape[1:]))
+
+
+def _in_chunks(decode: Callable[[int], bytes], n: int, rows: int) -> Iterator[tuple[int, bytes]]:
+    """Decoded images in order, many at a time: Pillow decodes outside Python's lock."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(_MAX_THREADS, cores)
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
+            yield stop, b"".join(pool.map(decode, range(start, stop)))
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _read(folder: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """A whole cache entry, or None if it is absent or damaged."""
+    meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict) or meta.pop("meta_crc32", None) != _meta_checksum(meta) or tuple(meta["shape"]) != shape:
+        return None
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        digests = np.load(folder / "digests.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = images.shape == shape and images.dtype == np.uint8 and digests.shape == (shape[0], 32) and digests.dtype == np.uint8
+    if not whole or _checksum(images) != meta["images_crc32"] or _checksum(digests) != meta["digests_crc32"]:
+        logger.warning("the image cache %s is damaged and is built again", folder, extra={"action": "cache_damaged"})
+        return None
+    return Decoded(images, digests)
+
+
+def _checksum(array: NDArray[np.uint8]) -> int:
+    """CRC-32 of rows evenly spaced over the array, as many as `_CHECKED_BYTES` allow."""
+    step = max(1, math.ceil(array.nbytes / _CHECKED_BYTES))
+    stride = step * _rows_per_chunk(array.shape)
+    crc = 0
+    for start in range(0, len(array), stride):
+        crc = zlib.crc32(np.ascontiguousarray(array[start : start + stride : step]).data, crc)
+    return crc
+
+
+def _meta_checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())

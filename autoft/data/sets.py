@@ -1,0 +1,121 @@
+"""What data loading passes around: splits, listings, classes, decoded image sets."""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+class Split(enum.StrEnum):
+    """The role of a data set in a study."""
+
+    TRAIN = "train"
+    VAL_ID = "val_id"
+    VAL_OOD = "val_ood"
+    TEST_ID = "test_id"
+    TEST_OOD = "test_ood"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout found on disk, in the set's own order, before any image is decoded.
+
+    field: dotted name for messages, such as data.train.
+    ids: name of each example for messages: relative path, shard and key, or index.
+    labels: raw label of each example: folder name, table value or integer. None: the class is read off the caption.
+    groups: raw group of each example, if the set has groups.
+    captions: text of each example, if the set has texts.
+    read: encoded bytes (or the bytes of the array) of example i; raises DataError.
+    decode: RGB image of example i; raises DataError naming field and id if it is corrupt, truncated or empty.
+    signature: hash of (path, size, mtime_ns) of the files; differs when a file was changed, added or removed.
+    """
+
+    field: str
+    ids: Sequence[str]
+    labels: Sequence[str | int] | None
+    groups: Sequence[str] | None
+    captions: Sequence[str] | None
+    read: Callable[[int], bytes]
+    decode: Callable[[int], Image.Image]
+    signature: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a study, in the order of the head's rows.
+
+    keys: TRAIN's folder names or label values, as text.
+    names: the words used in prompts.
+    ordered: names were given in label order, so an integer label is a position in them.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    ordered: bool = False
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How an image becomes a square of pixels.
+
+    size: side of the model's input.
+    interpolation: bicubic or bilinear.
+    resize_mode: shortest (resize the short side, centre crop), longest (resize the long side, pad with black) or squash,
+        as open_clip's preprocess configuration names them.
+    margin: the square's side over `size`. 1: exactly the pixels open_clip evaluates on; more: room for random crops.
+    """
+
+    size: int
+    interpolation: str
+    resize_mode: str = "shortest"
+    margin: float = 1.0
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The decoded examples of one data set.
+
+    images: (n, side, side, 3) uint8, memory-mapped and read-only.
+    labels: (n,) int64, rows of the study's class table.
+    groups: (n,) int64 into `group_names`, sorted by name; None without groups.
+    content_hash: SHA-256 over each example's raw bytes and class key, in order (with its caption and group where it has them).
+        Paths and file dates do not enter.
+    example_hashes: SHA-256 of each example's raw bytes, shortened to 16 hex digits.
+    """
+
+    field: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_count: int
+    groups: NDArray[np.int64] | None
+    group_names: tuple[str, ...]
+    captions: tuple[str, ...] | None
+    content_hash: str
+    example_hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Examples of each class, (classes,)."""
+        return np.bincount(self.labels, minlength=self.class_count).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The image sets of a study. Of those `load_study_data` was not asked for, splits are None and tests are absent."""
+
+    classes: ClassTable
+    train: ImageSet
+    val_id: ImageSet
+    val_ood: ImageSet
+    tests: Mapping[str, tuple[Split, ImageSet]]

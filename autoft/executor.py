@@ -1,0 +1,191 @@
+"""Where trials run: the protocol between the coordinator and its workers, and the in-process implementation.
+
+The Ray implementation is `workers.ray_executor`; both run `autoft.trial.run_trial` and `autoft.stages.run_stages`.
+"""
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from autoft.config import StudyConfig
+from autoft.errors import AutoFTError
+from autoft.finetune import Diverged
+from autoft.search_space import Hyperparameters
+from autoft.stages import StageRequest, run_stages
+from autoft.trial import Report, TrialResult, TrialStopped, run_trial
+from autoft.workspace import Workspace, configure_torch
+
+
+class FailureKind(StrEnum):
+    """Why a trial failed; decides what happens next."""
+
+    INFRASTRUCTURE = "infrastructure"  # a worker, node or database was lost: the trial runs again
+    OUT_OF_MEMORY = "out_of_memory"  # the batch does not fit the device
+    DIVERGED = "diverged"  # the loss or score is not finite: never again with these parameters
+    CODE = "code"  # a bug or bad data: every trial would fail
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run."""
+
+    number: int
+    hyperparameters: Hyperparameters
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A running trial has an intermediate score."""
+
+    number: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial ran to its end."""
+
+    number: int
+    result: TrialResult
+    worker: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A trial stopped early because it was pruned; says what it had cost by then."""
+
+    number: int
+    samples: int
+    seconds: float
+    worker: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial did not end well."""
+
+    number: int
+    kind: FailureKind
+    message: str
+    worker: str
+
+
+Event = Reported | Finished | Stopped | Failed
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Executor(Protocol):
+    """Runs trials somewhere. Used by one thread; never raises for a trial's failure, which is an event."""
+
+    @property
+    def slots(self) -> int:
+        """How many trials can run at once, now."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Start a trial, or queue it until a worker is free."""
+        ...
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """What happened since the last call; waits at most about that long for something to happen."""
+        ...
+
+    def prune(self, number: int) -> None:
+        """Stop a running trial at its next step; it ends as `Stopped`, or `Finished` if it was faster."""
+        ...
+
+    def run_stages(self, request: StageRequest, emit: Emit) -> None:
+        """Run the stages after the search on one worker that has a whole worker's device, or all cores, to itself."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything and give the workers back."""
+        ...
+
+
+def classify_failure(error: BaseException) -> FailureKind:
+    """The kind of failure an exception raised inside a trial stands for."""
+    if isinstance(error, Diverged):
+        return FailureKind.DIVERGED
+    if isinstance(error, torch.OutOfMemoryError):
+        return FailureKind.OUT_OF_MEMORY
+    return FailureKind.CODE
+
+
+def describe_failure(error: BaseException) -> str:
+    """A user's mistake in one line, anything else with its traceback."""
+    if isinstance(error, AutoFTError | Diverged | torch.OutOfMemoryError):
+        return str(error)
+    return "".join(traceback.format_exception(error))
+
+
+def trial_events(workspace: Workspace, job: Job, is_pruned: Callable[[], bool], worker: str) -> Iterator[Event]:
+    """Run one trial; its reports as they come, then how it ended. Raises nothing."""
+    trial = run_trial(workspace, job.hyperparameters, is_pruned)
+    while True:
+        try:
+            yield Reported(job.number, next(trial))
+        except StopIteration as end:
+            yield Finished(job.number, end.value, worker)
+            return
+        except TrialStopped as stop:
+            yield Stopped(job.number, stop.samples, stop.seconds, worker)
+            return
+        except Exception as error:
+            yield Failed(job.number, classify_failure(error), describe_failure(error), worker)
+            return
+
+
+class InProcessExecutor:
+    """Runs one trial at a time in this process: no Ray, for debugging and for machines without it."""
+
+    def __init__(self, config: StudyConfig, *, device: str, threads: int, cache_dir: Path, should_stop: Callable[[], bool]) -> None:
+        configure_torch(threads)
+        self._workspace: Workspace | None = Workspace.load(config, device, cache_dir)
+        self._device, self._cache_dir, self._should_stop = device, cache_dir, should_stop
+        self._queue: deque[Job] = deque()
+        self._running: Iterator[Event] | None = None
+        self._pruned: set[int] = set()
+
+    @property
+    def slots(self) -> int:
+        """One."""
+        return 1
+
+    def submit(self, job: Job) -> None:
+        """Queue a trial."""
+        self._queue.append(job)
+
+    def prune(self, number: int) -> None:
+        """Stop a trial at its next step."""
+        self._pruned.add(number)
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """Runs the current trial until it reports or ends, however long that takes."""
+        if self._running is None:
+            if not self._queue:
+                return []
+            job = self._queue.popleft()
+            assert self._workspace is not None
+            self._running = trial_events(self._workspace, job, lambda: job.number in self._pruned or self._should_stop(), "in-process")
+        event = next(self._running)
+        if not isinstance(event, Reported):
+            self._running = None
+        if isinstance(event, Stopped) and event.number not in self._pruned:
+            return []  # the whole run is stopping: the trial stays RUNNING and is adopted by the next run
+        return [event]
+
+    def run_stages(self, request: StageRequest, emit: Emit) -> None:
+        """Run the stages after the search in this process."""
+        self._workspace = None  # the stages load their own, with every split
+        run_stages(request, device=self._device, cache_dir=self._cache_dir, emit=emit, should_stop=self._should_stop)
+
+    def close(self) -> None:
+        """Nothing outlives this object."""
+        self._running = None

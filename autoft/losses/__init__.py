@@ -1,0 +1,170 @@
+"""The nine loss terms AutoFT weighs (Cho et al. 2024, arXiv 2401.10220), by name, and their weighted sum.
+
+Names in the authors' code: cross_entropy is ce, confidence_minimization dcm, contrastive flyp, l1_zero l1zero, and so on.
+Nothing here waits for the device.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from autoft.errors import ConfigError
+from autoft.losses.classification import confidence_minimization, cross_entropy, entropy, hinge
+from autoft.losses.contrastive import contrastive as info_nce
+from autoft.losses.weight_norms import NORM_ORDERS, l1_init, l1_zero, l2_init, l2_zero
+from autoft.losses.weight_norms import weight_norms as fused_norms
+
+__all__ = ["LOSS_TERMS", "LossTerm", "StepOutputs", "check_terms", "needs_text", "weighted_loss"]
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """Everything a term may look at. One forward pass serves all terms.
+
+    logits: (batch, classes).
+    labels: (batch,) int64.
+    image_features: (batch, dim), L2-normalised.
+    text_features: (unique texts, dim), L2-normalised, the batch's distinct texts; None when no term needs the text tower.
+    text_index: (batch,) int64, the row of `text_features` that belongs to each example.
+    logit_scale: scalar, exp() already taken.
+    parameters: the trainable parameters.
+    anchor: their zero-shot values in the same order; clones, never aliases.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    image_features: Tensor
+    text_features: Tensor | None
+    text_index: Tensor | None
+    logit_scale: Tensor | None
+    parameters: Sequence[Tensor]
+    anchor: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term: a scalar of a step's outputs, and where it comes from."""
+
+    name: str
+    compute: Callable[[StepOutputs], Tensor]
+    needs_text: bool = False
+    description: str = ""
+    source: str = ""
+
+
+def _contrastive(outputs: StepOutputs) -> Tensor:
+    features, index, scale = outputs.text_features, outputs.text_index, outputs.logit_scale
+    if features is None or index is None or scale is None:
+        raise ValueError("the contrastive term needs text_features, text_index and logit_scale; see needs_text")
+    return info_nce(outputs.image_features, features, index, scale)
+
+
+LOSS_TERMS: Mapping[str, LossTerm] = {
+    "cross_entropy": LossTerm(
+        "cross_entropy",
+        lambda outputs: cross_entropy(outputs.logits, outputs.labels),
+        description="negative log likelihood of the label; the reference term, its weight fixed at 1",
+        source="AutoFT, arXiv 2401.10220",
+    ),
+    "hinge": LossTerm(
+        "hinge",
+        lambda outputs: hinge(outputs.logits, outputs.labels),
+        description="margin violations of all wrong classes, summed; margin 1",
+        source="Weston and Watkins 1999; AutoFT's released code",
+    ),
+    "entropy": LossTerm(
+        "entropy",
+        lambda outputs: entropy(outputs.logits),
+        description="entropy of the predictions, minimised",
+        source="Grandvalet and Bengio 2004",
+    ),
+    "confidence_minimization": LossTerm(
+        "confidence_minimization",
+        lambda outputs: confidence_minimization(outputs.logits, outputs.labels),
+        description="entropy of the wrong predictions, minimised; the sign of AutoFT's released code",
+        source="Choi et al. 2023, arXiv 2306.04974 (which has the opposite sign); AutoFT's released code",
+    ),
+    "contrastive": LossTerm(
+        "contrastive",
+        _contrastive,
+        needs_text=True,
+        description="symmetric InfoNCE between images and their classes' prompts; trains the text tower too",
+        source="FLYP, Goyal et al. 2023, arXiv 2212.00638",
+    ),
+    "l1_zero": LossTerm(
+        "l1_zero",
+        lambda outputs: l1_zero(outputs.parameters),
+        description="mean absolute weight",
+        source="AutoFT, arXiv 2401.10220",
+    ),
+    "l2_zero": LossTerm(
+        "l2_zero",
+        lambda outputs: l2_zero(outputs.parameters),
+        description="mean squared weight",
+        source="AutoFT, arXiv 2401.10220",
+    ),
+    "l1_init": LossTerm(
+        "l1_init",
+        lambda outputs: l1_init(outputs.parameters, outputs.anchor),
+        description="mean absolute distance to the zero-shot weights",
+        source="AutoFT, arXiv 2401.10220; after Li et al. 2018, arXiv 1802.01483",
+    ),
+    "l2_init": LossTerm(
+        "l2_init",
+        lambda outputs: l2_init(outputs.parameters, outputs.anchor),
+        description="mean squared distance to the zero-shot weights",
+        source="L2-SP, Li et al. 2018, arXiv 1802.01483",
+    ),
+}
+
+
+def check_terms(names: Iterable[str]) -> None:
+    """Raise ConfigError at the first name that is not a loss term, with the nearest one that is."""
+    for name in names:
+        if name not in LOSS_TERMS:
+            close = difflib.get_close_matches(name, LOSS_TERMS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"the terms are {', '.join(LOSS_TERMS)}"
+            raise ConfigError(f"loss_weights.{name}: there is no loss term {name!r}; {hint}")
+
+
+def needs_text(names: Iterable[str]) -> bool:
+    """Whether any of the terms looks at the text tower. Raises ConfigError for an unknown name."""
+    names = tuple(names)
+    check_terms(names)
+    return any(LOSS_TERMS[name].needs_text for name in names)
+
+
+def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """sum_k w_k L_k over the terms that have a weight; no other term is computed.
+
+    The order of `weights` does not matter, to the last bit: terms are added in the order of `LOSS_TERMS`.
+
+    Args:
+        weights: scalar tensor by term name, on the outputs' device; takes no gradient.
+        outputs: of one forward pass.
+
+    Returns:
+        The total, a scalar, and each term's unweighted value, detached, in the order of `LOSS_TERMS`.
+
+    Raises:
+        ConfigError: a weight has no term, or there are no weights.
+    """
+    check_terms(weights)
+    if not weights:
+        raise ConfigError("loss_weights is empty: a loss needs at least one term")
+    active = [name for name in LOSS_TERMS if name in weights]
+    totals: list[Tensor] = []
+    parts: dict[str, Tensor] = {}
+    for name in active:
+        if name not in NORM_ORDERS:
+            value = LOSS_TERMS[name].compute(outputs)
+            totals.append(weights[name].detach() * value)
+            parts[name] = value.detach()
+    norms = {name: weights[name] for name in active if name in NORM_ORDERS}
+    if norms:
+        total, values = fused_norms(outputs.parameters, outputs.anchor, norms)
+        totals.append(total)
+        parts |= values
+    return sum(totals[1:], start=totals[0]), {name: parts[name] for name in active}

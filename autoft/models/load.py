@@ -1,0 +1,212 @@
+"""Load an open_clip model from a study's `model` section, with errors a person can act on."""
+
+import difflib
+import json
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from autoft.config import ModelConfig
+from autoft.errors import ModelError
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+HUB_SECONDS = 5.0  # how long the Hugging Face Hub may take to answer before only its cache is used
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How pixels become the model's input."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """An open_clip model with what is needed to feed it and to write it back to disk."""
+
+    clip: nn.Module
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    open_clip_config: Mapping[str, Any]  # {"model_cfg": ..., "preprocess_cfg": ...}: the content of open_clip_config.json
+    hf_tokenizer: Any | None  # a tokenizer with files to save beside the weights; None for open_clip's built-in one
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load model, weights (fp32, on the CPU), tokenizer and preprocessing.
+
+    Raises:
+        ModelError: unknown architecture or tag, missing files, weights that do not fit, weights that would need unpickling, or
+            an activation function other than the one the weights were trained with (QuickGELU).
+    """
+    with _quiet(), _hub_or_cache(config):
+        return _load(config)
+
+
+def _load(config: ModelConfig) -> LoadedModel:
+    model_cfg = _architecture(config)
+    _check_activation(config, model_cfg)
+    try:
+        clip = open_clip.create_model(config.name, pretrained=config.pretrained, precision="fp32", require_pretrained=True)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"the weights of model.name = {config.name!r}, model.pretrained = {config.pretrained!r} contain pickled objects and are "
+            "refused; convert them to safetensors, or save a plain state dict of tensors"
+        ) from None
+    except Exception as error:
+        raise ModelError(_explain(config, error)) from None
+    broken = [name for name, tensor in clip.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ModelError(f"{_where(config)}: weights are NaN or infinite in {len(broken)} tensors, the first is {broken[0]}")
+    return _describe(config, clip, model_cfg)
+
+
+def _architecture(config: ModelConfig) -> Mapping[str, Any]:
+    """The model_cfg of `config.name`. Raises ModelError where the name alone is already wrong."""
+    kind, colon, rest = config.name.partition(":")
+    if colon and config.pretrained is not None:
+        raise ModelError(f"model.pretrained = {config.pretrained!r} has no effect with model.name = {config.name!r}; leave it out")
+    if colon and kind not in ("local-dir", "hf-hub"):
+        raise ModelError(f"model.name = {config.name!r}: the part before ':' must be local-dir or hf-hub")
+    if kind == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
+        raise ModelError(f"model.name = {config.name!r}: there is no open_clip_config.json in {rest}")
+    if not colon and config.name not in open_clip.list_models():
+        close = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.4)
+        raise ModelError(f"model.name = {config.name!r} is no open_clip model" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    if not colon and config.pretrained is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none published"
+        raise ModelError(f"model.pretrained is missing: a tag of {config.name} ({tags}) or the path of a weights file")
+    try:
+        model_cfg = open_clip.get_model_config(config.name)
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise ModelError(f"model.name = {config.name!r}: open_clip_config.json is damaged: {_first_line(error)}") from None
+    except Exception as error:
+        raise ModelError(_explain(config, error)) from None
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise ModelError(f"model.name = {config.name!r}: open_clip_config.json has no model_cfg with embed_dim, vision_cfg and text_cfg")
+    return dict(model_cfg)
+
+
+def _check_activation(config: ModelConfig, model_cfg: Mapping[str, Any]) -> None:
+    """Raise ModelError where the tag's weights were trained with QuickGELU and the architecture has GELU, or the other way round.
+
+    open_clip only warns, and only after the download. It cannot be told for a weights file.
+    """
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained is not None else None
+    if tag and bool(tag.get("quick_gelu", False)) != bool(model_cfg.get("quick_gelu", False)):
+        plain = config.name.removesuffix("-quickgelu")
+        other = plain if plain != config.name else f"{plain}-quickgelu"
+        raise ModelError(
+            f"model.name = {config.name!r} does not use the activation that model.pretrained = {config.pretrained!r} was trained "
+            f"with; use {other}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing below CRITICAL is logged: open_clip and the Hub log, several times over, what then becomes one ModelError."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _hub_or_cache(config: ModelConfig) -> Iterator[None]:
+    """Without a network the Hub's client tries each file for half a minute; here it goes to its cache at once."""
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    local = config.name.startswith("local-dir:") or (config.pretrained is not None and Path(config.pretrained).is_file())
+    constants.HF_HUB_OFFLINE = before or not (local or _hub_answers())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_answers() -> bool:
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception:
+        return False
+    return True
+
+
+def _where(config: ModelConfig) -> str:
+    return f"model.name = {config.name!r}" + (f", model.pretrained = {config.pretrained!r}" if config.pretrained else "")
+
+
+def _explain(config: ModelConfig, error: Exception) -> str:
+    text, where = str(error), _where(config)
+    if "Failed to download" in text and huggingface_hub.constants.HF_HUB_OFFLINE:
+        return f"{where}: the Hugging Face Hub cannot be reached ({huggingface_hub.constants.ENDPOINT}), and these files are not in its cache"
+    if "not a known tag or valid file" in text:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
+        return f"{where}: neither a file nor a tag of that model; its tags are {tags}"
+    if "size mismatch" in text or "Missing key" in text or "Unexpected key" in text:
+        problems = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+        return f"{where}: the weights do not fit the architecture: {' '.join(problems)[:300]}"
+    if "weights_only" in text.lower() or "unpickl" in text.lower():
+        return f"{where}: the weights contain pickled objects and are refused; convert them to safetensors"
+    if "could not be loaded" in text:
+        return f"{where}: no weights were found there (open_clip_model.safetensors)"
+    return f"{where}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _describe(config: ModelConfig, clip: nn.Module, model_cfg: Mapping[str, Any]) -> LoadedModel:
+    pixels = dict(open_clip.get_model_preprocess_cfg(clip))
+    size = pixels["size"]
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    if height != width:
+        raise ModelError(f"model.name = {config.name!r} takes {height}x{width} images; only square inputs are supported")
+    pixels["size"] = (height, width)
+    try:
+        tokenizer = open_clip.get_tokenizer(config.name)
+    except Exception as error:
+        raise ModelError(f"model.name = {config.name!r}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    return LoadedModel(
+        clip=clip,
+        tokenizer=tokenizer,
+        preprocess=Preprocess(
+            size=height,
+            mean=tuple(pixels["mean"]),
+            std=tuple(pixels["std"]),
+            interpolation=pixels.get("interpolation", "bicubic"),
+            resize_mode=pixels.get("resize_mode", "shortest"),
+        ),
+        open_clip_config={"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": pixels},
+        hf_tokenizer=tokenizer if hasattr(tokenizer, "save_pretrained") else None,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one, else the CPU. Raises ModelError if a GPU is asked for and there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} asks for a GPU, and this machine has none that PyTorch {torch.__version__} can use")
+    return device

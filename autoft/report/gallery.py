@@ -1,0 +1,157 @@
+"""Which figures a run has, what each says in words, and the numbers behind it."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from autoft.report import plots
+from autoft.report.metrics import SHARES, format_interval, format_value, metric_in_text, metric_name
+from autoft.report.results import Results, Score, results, study_direction, study_metric
+from autoft.report.trials import Trial, best_so_far
+
+Cells = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure with its words: `label` for those who cannot see it, `caption` below it, `lines` as CSV."""
+
+    name: str
+    figure: Figure
+    label: str
+    caption: str
+    lines: Sequence[Cells]
+
+    def csv(self) -> str:
+        """The numbers behind the figure, header first."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(self.lines)
+        return buffer.getvalue()
+
+
+def gallery(summary: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, Plot]:
+    """Every figure this run has data for, by name. Call inside `figures.style()`."""
+    grid = results(summary)
+    makers = (_intervals(grid), _loss_weights(summary), _search(summary, trials), _final(summary), _alpha(summary), _path(summary), _scatter(grid, summary))
+    return {plot.name: plot for maker in makers for plot in maker}
+
+
+def _intervals(grid: Results) -> Iterator[Plot]:
+    for split, name in (("test_ood", "intervals_ood"), ("test_id", "intervals_id")):
+        figure = plots.intervals(grid, split)
+        scores = [(row, score) for row in grid.rows if (score := grid.average(row, split)) is not None]
+        if figure is not None:
+            said = "; ".join(f"{row.label} {_said(score, grid.metric)}" for row, score in scores)
+            sets = ", ".join(column.dataset for column in grid.of_split(split))
+            yield Plot(
+                name,
+                figure,
+                f"{metric_name(grid.metric)} on {sets}: {said}",
+                f"Average over {sets}, with 95 % intervals." if len(grid.of_split(split)) > 1 else f"On {sets}, with 95 % intervals.",
+                [("model", "seed", "value", "ci_low", "ci_high"), *((r.model, r.seed, s.value, s.low, s.high) for r, s in scores)],
+            )
+
+
+def _loss_weights(summary: Mapping[str, Any]) -> Iterator[Plot]:
+    best = summary["search"].get("best_trial")
+    weights = best["hyperparameters"]["loss_weights"] if best else {}
+    if weights:
+        said = ", ".join(f"{name} {value:.3g}" for name, value in sorted(weights.items(), key=lambda item: -item[1]))
+        caption = (
+            "Weights of the loss terms; cross-entropy, weight 1 (dashed line), is the reference. Terms differ in scale, so a long bar is not"
+            " by itself a strong influence: the weight norms are means over all parameters and act weakly even at weight 10."
+        )
+        yield Plot("loss_weights", plots.loss_weights(weights), f"Loss weights, log scale: {said}", caption, [("term", "weight"), *weights.items()])
+
+
+def _search(summary: Mapping[str, Any], trials: Sequence[Trial]) -> Iterator[Plot]:
+    metric, direction = study_metric(summary), study_direction(summary)
+    best = summary["search"].get("best_trial")
+    number = best["number"] if best else None
+    if not trials:
+        return
+    running = dict(best_so_far(trials, direction))
+    found = f"best {format_value(best['score'], metric)} in trial {number}" if best else "no trial completed"
+    yield Plot(
+        "history",
+        plots.history(trials, metric, direction, number),
+        f"Optimisation history of {len(trials)} trials: {found}",
+        f"Score of each trial on VAL_OOD; {'higher' if direction == 'maximize' else 'lower'} is better. The best of many noisy"
+        " scores is optimistic: expect less on new data.",
+        [("trial", "state", "score", "best_so_far"), *((t.number, t.state, t.last_score, running.get(t.number)) for t in trials)],
+    )
+    reported = [trial for trial in trials if trial.reports]
+    if any(len(trial.reports) > 1 for trial in reported):
+        stopped = sum(trial.state != "complete" for trial in reported)
+        yield Plot(
+            "intermediate_values",
+            plots.intermediate(reported, metric, number),
+            f"Reported VAL_OOD scores by optimizer step for {len(reported)} trials, {stopped} of them stopped early",
+            "What trials reported on VAL_OOD on the way. Dotted lines that end in a cross were stopped early.",
+            [("trial", "step", "score"), *((t.number, step, score) for t in reported for step, score in t.reports.items())],
+        )
+
+
+def _final(summary: Mapping[str, Any]) -> Iterator[Plot]:
+    final = summary.get("final") or {}
+    if not final.get("epochs"):
+        return
+    kept = f", epoch {final['best_epoch']} kept" if final.get("best_epoch") is not None else ""
+    yield Plot(
+        "epochs",
+        plots.epochs(final, study_metric(summary)),
+        f"VAL_ID score and training loss of {len(final['epochs'])} epochs of the final fine-tune{kept}",
+        f"The final fine-tune by epoch{kept} (dotted line); the epoch is chosen on VAL_ID.",
+        [("epoch", "val_id", "train_loss"), *((row["epoch"], row["val_id"], row.get("train_loss")) for row in final["epochs"])],
+    )
+
+
+def _alpha(summary: Mapping[str, Any]) -> Iterator[Plot]:
+    wise_ft = summary.get("wise_ft")
+    if not wise_ft or not wise_ft["curve"]:
+        return
+    metric = study_metric(summary)
+    chosen_on = f" on {wise_ft['select_on'].upper()}" if wise_ft.get("select_on") else ""
+    ends = ", ".join(f"alpha {p['alpha']:g}: {format_value(p['val_ood'], metric)}" for p in wise_ft["curve"])
+    yield Plot(
+        "alpha_curve",
+        plots.alpha_curve(wise_ft, metric),
+        f"Validation {metric_in_text(metric)} against alpha, {wise_ft['alpha']:g} selected; VAL_OOD by alpha: {ends}",
+        f"Interpolation between the zero-shot and the fine-tuned weights. Alpha was selected{chosen_on}; no test set was used.",
+        [("alpha", "val_id", "val_ood"), *((p["alpha"], p["val_id"], p["val_ood"]) for p in wise_ft["curve"])],
+    )
+
+
+def _path(summary: Mapping[str, Any]) -> Iterator[Plot]:
+    wise_ft = summary.get("wise_ft")
+    if not wise_ft or len(wise_ft["curve"]) < 2:
+        return
+    metric = study_metric(summary)
+    first, *_, last = sorted(wise_ft["curve"], key=lambda point: point["alpha"])
+    ends = " to ".join(
+        f"{format_value(p['val_id'], metric)} ID and {format_value(p['val_ood'], metric)} OOD at alpha {p['alpha']:g}" for p in (first, last)
+    )
+    lines: list[Cells] = [("alpha", "val_id", "val_ood"), *((p["alpha"], p["val_id"], p["val_ood"]) for p in wise_ft["curve"])]
+    caption = "The same scores in one plane: what each step of alpha gains or costs in and out of distribution."
+    yield Plot("path", plots.path(wise_ft, metric), f"Interpolation path on validation data, from {ends}", caption, lines)
+
+
+def _scatter(grid: Results, summary: Mapping[str, Any]) -> Iterator[Plot]:
+    figure = plots.scatter(grid, summary.get("wise_ft"))
+    if figure is None:
+        return
+    pairs = [(row, grid.average(row, "test_id"), grid.average(row, "test_ood")) for row in grid.rows]
+    lines: list[Cells] = [("model", "seed", "average_id", "average_ood")]
+    lines += [(row.model, row.seed, x.value, y.value) for row, x, y in pairs if x and y]
+    said = "; ".join(f"{row.label} {_said(x, grid.metric)} and {_said(y, grid.metric)}" for row, x, y in pairs if x and y)
+    outside = " The line of equal ID and OOD lies outside the figure." if plots.line_is_outside(grid) else ""
+    caption = f"Average over test sets, with 95 % intervals{'; logit axes' if grid.metric in SHARES else ''}.{outside}"
+    yield Plot("id_ood", figure, f"Average ID and OOD {metric_in_text(grid.metric)}: {said}", caption, lines)
+
+
+def _said(score: Score | None, metric: str) -> str:
+    return "not evaluated" if score is None else f"{format_value(score.value, metric)} {format_interval(score.low, score.high, metric)}".strip()

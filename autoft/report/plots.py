@@ -1,0 +1,298 @@
+"""What is drawn: optimisation history, intermediate values, loss weights, epochs, alpha, ID against OOD, intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from autoft.report.figures import ACCENT, INK, MUTED, PAPER, SIZE, TINT, new_figure
+from autoft.report.metrics import SHARES, axis_label, metric_in_text, scale, unit
+from autoft.report.results import Results, Row, Score
+from autoft.report.trials import Trial, best_so_far
+
+# (marker, face, edge) of a model wherever it appears; WiSE-FT's own scatter has a star for zero-shot and diamonds for fine-tuned.
+_MARKERS: Mapping[str, tuple[str, str, str]] = {
+    "zero_shot": ("*", MUTED, MUTED),
+    "finetune": ("D", PAPER, INK),
+    "final": ("o", PAPER, ACCENT),
+    "wise_ft": ("o", ACCENT, ACCENT),
+}
+_OTHERS = ("s", "^", "v", "P", "X", "<", ">", "p")
+_LOGIT_TICKS = (0.1, 0.5, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 93, 95, 97, 98, 99, 99.5, 99.9)
+TALL = 4.1  # inches
+_EDGE = 1e-3  # shares are drawn no closer than this to 0 and 1, where a logit axis has no end
+
+
+def history(trials: Sequence[Trial], metric: str, direction: str, best: int | None) -> Figure:
+    """Score of each trial, the best so far, and marks at the bottom for trials without a score."""
+    figure, axes = new_figure()
+    factor = scale(metric)
+    line = best_so_far(trials, direction)
+    if line:
+        axes.step([n for n, _ in line], [factor * s for _, s in line], where="post", color=ACCENT, label="best so far", zorder=2)
+    groups = (("complete", "o", INK, INK, "complete"), ("pruned", "o", PAPER, MUTED, "pruned (last report)"))
+    for state, marker, face, edge, label in groups:
+        points = [(t.number, factor * t.last_score) for t in trials if t.state == state and t.last_score is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, mfc=face, mec=edge, ms=4.5, ls="none", label=label, zorder=3)
+    for trial in trials:
+        if trial.number == best and trial.score is not None:
+            axes.plot(best, factor * trial.score, "o", mfc=ACCENT, mec=ACCENT, ms=8, ls="none", label="best trial", zorder=4)
+    for unscored, marker, label in (("failed", "x", "failed"), ("pruned", "|", "pruned without a score")):
+        numbers = [t.number for t in trials if t.state == unscored and t.last_score is None]
+        if numbers:
+            bottom = axes.get_xaxis_transform()
+            axes.plot(numbers, [0.03] * len(numbers), marker, color=INK, ms=6, ls="none", transform=bottom, label=label, clip_on=False)
+    _whole_numbers(axes, [t.number for t in trials])
+    axes.set_xlabel("trial")
+    axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
+    _legend_above(axes)
+    return figure
+
+
+def intermediate(trials: Sequence[Trial], metric: str, best: int | None) -> Figure:
+    """Reported scores of each trial against its step."""
+    figure, axes = new_figure()
+    factor = scale(metric)
+    labelled: set[str] = set()
+    faint = 1.0 if len(trials) <= 40 else 0.45
+    for trial in sorted(trials, key=lambda trial: trial.number == best):
+        label, color, dashes, width = ("complete", MUTED, "-", 0.9) if trial.state == "complete" else ("stopped early", MUTED, ":", 1.1)
+        opacity = faint
+        if trial.number == best:
+            label, color, width, opacity = "best trial", ACCENT, 2.2, 1.0
+        end = "o" if trial.state == "complete" else "x"
+        steps, scores = list(trial.reports), [factor * score for score in trial.reports.values()]
+        if steps:
+            name = label if label not in labelled else "_"
+            last = [len(steps) - 1]
+            axes.plot(steps, scores, dashes, marker=end, markevery=last, ms=4, color=color, lw=width, alpha=opacity, label=name)
+            labelled.add(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("optimizer step of the trial")
+    axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
+    _legend_above(axes)
+    return figure
+
+
+def loss_weights(weights: Mapping[str, float]) -> Figure:
+    """Weights as horizontal bars on a log scale, largest on top, their numbers beside them; a weight of zero has no bar."""
+    figure, axes = new_figure(0.75 + 0.29 * max(len(weights), 2))
+    names = sorted(weights, key=lambda name: weights[name])
+    positive = [value for value in weights.values() if value > 0] or [1.0]
+    low = math.ceil(math.log10(min(positive))) - 1  # powers of ten
+    high = math.ceil(math.log10(max(*positive, 1.0)))
+    low, high = min(low, high - 1), max(high, low + 1)
+    for place, name in enumerate(names):
+        value = weights[name]
+        if value > 0:
+            axes.barh(place, value - 10.0**low, left=10.0**low, height=0.62, color=TINT if name == "cross_entropy" else ACCENT)
+        axes.text(1.03, place, f"{value:.3g}", va="center", fontsize=9, transform=axes.get_yaxis_transform())
+    axes.set_xscale("log")
+    axes.set_xlim(10.0**low, 10.0**high)
+    axes.axvline(1, color=INK, lw=0.9, ls="--", zorder=3)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in range(low, high + 1)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("weight (log scale)")
+    return figure
+
+
+def epochs(final: Mapping[str, Any], metric: str) -> Figure:
+    """VAL_ID score and training loss of each epoch of the final fine-tune, the kept epoch marked."""
+    figure, axes = new_figure()
+    rows = final["epochs"]
+    numbers = [row["epoch"] for row in rows]
+    axes.plot(numbers, [scale(metric) * row["val_id"] for row in rows], "o-", color=ACCENT, label=f"VAL_ID {metric_in_text(metric)}")
+    axes.set_ylabel(f"VAL_ID {axis_label(metric)}")
+    losses = [(row["epoch"], row["train_loss"]) for row in rows if row.get("train_loss") is not None]
+    handles, labels = axes.get_legend_handles_labels()
+    if losses:
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+        right.plot(*zip(*losses, strict=True), "s--", color=MUTED, mfc=PAPER, lw=1.2, ms=4.5, label="training loss (right)")
+        right.set_ylabel("training loss")
+        handles, labels = ([*a, *b] for a, b in zip((handles, labels), right.get_legend_handles_labels(), strict=True))
+    if final.get("best_epoch") in numbers:
+        axes.axvline(final["best_epoch"], color=ACCENT, lw=0.9, ls=":")
+    _whole_numbers(axes, numbers)
+    axes.set_xlabel("epoch")
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2.2)
+    return figure
+
+
+def alpha_curve(wise_ft: Mapping[str, Any], metric: str) -> Figure:
+    """Validation scores against alpha, OOD above ID on scales of their own, the selected alpha marked."""
+    figure = Figure(figsize=(SIZE[0], TALL), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    curve = sorted(wise_ft["curve"], key=lambda point: point["alpha"])
+    alphas = [point["alpha"] for point in curve]
+    for axes, key, marker, color, face in zip(panels, ("val_ood", "val_id"), "os", (ACCENT, MUTED), (ACCENT, PAPER), strict=True):
+        axes.plot(alphas, [scale(metric) * point[key] for point in curve], marker=marker, color=color, mfc=face, ms=4.5)
+        axes.axvline(wise_ft["alpha"], color=INK, lw=0.9, ls=":", label=f"selected alpha {wise_ft['alpha']:g}")
+        axes.set_ylabel(f"{key.upper()} ({unit(metric)})" if unit(metric) else key.upper())
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    panels[0].set_xlim(-0.04, 1.04)
+    panels[1].set_xlabel("alpha (0: zero-shot, 1: fine-tuned)")
+    _legend_above(panels[0])
+    return figure
+
+
+def path(wise_ft: Mapping[str, Any], metric: str) -> Figure:
+    """Validation OOD against validation ID as alpha goes from 0 (star) to 1 (hollow dot); the selected alpha is the filled dot."""
+    figure, axes = new_figure(TALL)
+    curve = sorted(wise_ft["curve"], key=lambda point: point["alpha"])
+    x, y = ([scale(metric) * point[key] for point in curve] for key in ("val_id", "val_ood"))
+    axes.plot(x, y, ".-", color=TINT, lw=2, mfc=MUTED, mec=MUTED, ms=5, zorder=2)
+    for index, point in enumerate(curve):
+        alpha = point["alpha"]
+        marker, face, edge = _MARKERS["zero_shot" if alpha == 0 else "final"]
+        if alpha in (0, 1):
+            label = f"alpha {alpha:g} ({'zero-shot' if alpha == 0 else 'fine-tuned'})"
+            axes.plot(x[index], y[index], marker, mfc=face, mec=edge, ms=12 if alpha == 0 else 7, ls="none", label=label, zorder=3)
+        if alpha == wise_ft["alpha"]:
+            axes.plot(x[index], y[index], "o", mfc=ACCENT, mec=ACCENT, ms=7, ls="none", label=f"alpha {alpha:g} (selected)", zorder=4)
+    axes.margins(0.08)
+    axes.set_xlabel(f"VAL_ID {axis_label(metric)}")
+    axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
+    _legend_above(axes, 2)
+    return figure
+
+
+def scatter(grid: Results, wise_ft: Mapping[str, Any] | None) -> Figure | None:
+    """Average OOD against average ID of each model, with intervals; logit axes for shares. None if no model has both."""
+    found = [(row, grid.average(row, "test_id"), grid.average(row, "test_ood")) for row in grid.rows]
+    points = [(row, x, y) for row, x, y in found if x is not None and y is not None]
+    if not points:
+        return None
+    figure, axes = new_figure(TALL)
+    path = [(p["test_id"], p["test_ood"]) for p in (wise_ft or {}).get("curve", []) if "test_id" in p and "test_ood" in p]
+    xs, ys = _place_axes(axes, [p[1] for p in points], [p[2] for p in points], path, grid.metric)
+    if path:
+        drawn = np.array(path, dtype=float)
+        axes.plot(_drawn(drawn[:, 0], grid.metric), _drawn(drawn[:, 1], grid.metric), color=TINT, lw=2, zorder=1, label="alpha 0 to 1")
+    span = np.linspace(min(xs[0], ys[0]), max(xs[1], ys[1]), 200)
+    axes.plot(span, span, color=MUTED, lw=0.9, ls="--", zorder=0, label="equal ID and OOD" if _meets(xs, ys) else "_")
+    for row, x, y in points:
+        marker, face, edge = marker_of(row, grid)
+        _whiskers(axes, x, y, grid.metric, edge)
+        size = 12 if marker == "*" else 7
+        axes.plot(_drawn(x.value, grid.metric), _drawn(y.value, grid.metric), marker, mfc=face, mec=edge, ms=size, ls="none", label=_short(row.label))
+    axes.set_xlabel(f"average in distribution {axis_label(grid.metric)}")
+    axes.set_ylabel(f"average out of distribution {axis_label(grid.metric)}")
+    _legend_above(axes, 2)
+    return figure
+
+
+def intervals(grid: Results, split: str) -> Figure | None:
+    """Each model's average on a split with its interval, one above the other. None if no model has one."""
+    rows = [(row, score) for row in grid.rows if (score := grid.average(row, split)) is not None]
+    if not rows:
+        return None
+    figure, axes = new_figure(0.75 + 0.29 * len(rows))
+    factor = scale(grid.metric)
+    for place, (row, score) in enumerate(rows):
+        marker, face, edge = marker_of(row, grid)
+        if score.interval is not None:
+            axes.plot([factor * end for end in score.interval], [place, place], color=edge, lw=1.6, solid_capstyle="butt")
+        axes.plot(factor * score.value, place, marker, mfc=face, mec=edge, ms=11 if marker == "*" else 7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_short(row.label) for row, _ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(f"{'average ' if len(grid.of_split(split)) > 1 else ''}{axis_label(grid.metric)}")
+    return figure
+
+
+def marker_of(row: Row, grid: Results) -> tuple[str, str, str]:
+    """(marker, face, edge) of a model, the same in every figure; models we do not know share out the other shapes."""
+    index = list(dict.fromkeys(other.model for other in grid.rows)).index(row.model)
+    return _MARKERS.get(row.model, (_OTHERS[index % len(_OTHERS)], PAPER, INK))
+
+
+def line_is_outside(grid: Results) -> bool:
+    """Whether every model lies so far from equal ID and OOD that the scatter cannot show that line."""
+    points = [(x, y) for row in grid.rows if (x := grid.average(row, "test_id")) and (y := grid.average(row, "test_ood"))]
+    if not points:
+        return False
+    return not _meets(_range([x for x, _ in points], [], grid.metric), _range([y for _, y in points], [], grid.metric))
+
+
+def _place_axes(
+    axes: Axes, x: Sequence[Score], y: Sequence[Score], path: Sequence[tuple[float, float]], metric: str
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    xs, ys = _range(x, [p[0] for p in path], metric), _range(y, [p[1] for p in path], metric)
+    axes.set_xlim(*xs)
+    axes.set_ylim(*ys)
+    if metric in SHARES:
+        for axis, (low, high) in ((axes.xaxis, xs), (axes.yaxis, ys)):
+            axis.set_major_locator(FixedLocator(_logit_ticks(low, high)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 / (1 + math.exp(-value)):.4g}"))
+    return xs, ys
+
+
+def _range(scores: Sequence[Score], extra: Sequence[float], metric: str) -> tuple[float, float]:
+    """Limits in drawn coordinates with room on both sides; at least a little wide."""
+    ends = [end for score in scores for end in (score.value, *(score.interval or ()))] + list(extra)
+    drawn = np.asarray(_drawn(np.array(ends), metric))
+    low, high = float(drawn.min()), float(drawn.max())
+    pad = max(0.1 * (high - low), 0.05)
+    return low - pad, high + pad
+
+
+def _drawn(value: Any, metric: str) -> Any:
+    """Where a value is drawn: at its logit for shares, else where it is."""
+    if metric not in SHARES:
+        return value
+    share = np.clip(value, _EDGE, 1 - _EDGE)
+    return np.log(share / (1 - share))
+
+
+def _logit_ticks(low: float, high: float) -> list[float]:
+    """Round percentages inside the limits, thinned until at most seven are left."""
+    ticks = [math.log(share / (100 - share)) for share in _LOGIT_TICKS]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    if len(inside) < 3:  # a narrow range: every whole or half per cent
+        shares = [half / 2 for half in range(1, 200)]
+        inside = [tick for tick in (math.log(share / (100 - share)) for share in shares) if low <= tick <= high]
+    return inside[:: max(1, math.ceil(len(inside) / 7))]
+
+
+def _whiskers(axes: Axes, x: Score, y: Score, metric: str, color: str) -> None:
+    if x.interval is not None:
+        axes.plot(_drawn(np.array(x.interval), metric), [_drawn(y.value, metric)] * 2, color=color, lw=0.8, alpha=0.6)
+    if y.interval is not None:
+        axes.plot([_drawn(x.value, metric)] * 2, _drawn(np.array(y.interval), metric), color=color, lw=0.8, alpha=0.6)
+
+
+def _meets(xs: tuple[float, float], ys: tuple[float, float]) -> bool:
+    return xs[0] <= ys[1] and ys[0] <= xs[1]
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the figure."""
+    return name if len(name) <= 26 else f"{name[:25]}…"
+
+
+def _whole_numbers(axes: Axes, numbers: Sequence[int]) -> None:
+    """Ticks at whole numbers only, and room around a single one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if numbers:
+        pad = max(0.5, 0.02 * (max(numbers) - min(numbers)))
+        axes.set_xlim(min(numbers) - pad, max(numbers) + pad)
+
+
+def _legend_above(axes: Axes, columns: int = 3) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.8, columnspacing=1.4)

@@ -1,0 +1,314 @@
+"""What follows the search, on one worker: final fine-tune, baselines, WiSE-FT, evaluation. Each stage resumes and runs once.
+
+A stage leaves `stages/NAME.json` with the key it was computed from; the same key is never computed again. Test sets are touched by
+the last stage only, and once for each model.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoft.config import StudyConfig, section_hash
+from autoft.data import Split
+from autoft.errors import Interrupted, TrialCodeError
+from autoft.evaluate import NonFiniteScore, score_predictions
+from autoft.files import read_json, write_json
+from autoft.finetune import Diverged, Recipe, check_finite, final_recipe, finetune, training_state
+from autoft.methods import BASELINES
+from autoft.models import CheckpointInfo, copy_state, interpolate, read_state, save_checkpoint
+from autoft.search_space import Hyperparameters
+from autoft.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.5
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRequest:
+    """What the stages need to know; everything else is in the study file."""
+
+    config: StudyConfig
+    run_dir: Path
+    best: Hyperparameters
+    fingerprint: str
+    versions: dict[str, str]
+
+
+def run_stages(request: StageRequest, *, device: str, cache_dir: Path, emit: Emit, should_stop: Callable[[], bool]) -> None:
+    """Run every stage that is not done yet. Raises `Diverged`, `Interrupted` or OSError (disk full)."""
+    workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
+    stages = _Stages(request, workspace, emit, should_stop)
+    for method, hyperparameters in trained_methods(request.config, request.best).items():
+        stages.train(method, hyperparameters)
+    if request.config.wise_ft is not None:
+        stages.wise_ft()
+    stages.evaluate()
+
+
+def all_splits(config: StudyConfig) -> list[str]:
+    """Names of every split and test set of a study."""
+    return ["train", "val_id", "val_ood", *config.data.test_id, *config.data.test_ood]
+
+
+def trained_methods(config: StudyConfig, best: Hyperparameters) -> dict[str, Hyperparameters]:
+    """The full fine-tunes of a run: the searched configuration as `final`, and the baselines it is compared with."""
+    final = replace(best, lr=config.search_space.base_lr) if config.final.lr == "base" else best
+    return {"final": final, **{name: BASELINES[name](config.search_space) for name in config.evaluate.baselines}}
+
+
+def stage_result(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """What a stage left, or None."""
+    record = read_json(run_dir / "stages" / f"{stage}.json")
+    return record["result"] if isinstance(record, dict) and "result" in record else None
+
+
+class _Stages:
+    """The stages of one run over one workspace."""
+
+    def __init__(self, request: StageRequest, workspace: Workspace, emit: Emit, should_stop: Callable[[], bool]) -> None:
+        self._request, self._workspace, self._emit, self._should_stop = request, workspace, emit, should_stop
+        self._config, self._run_dir = request.config, request.run_dir
+        data = workspace.data
+        self._content = {"train": data.train.content_hash, "val_id": _hash(data.val_id), "val_ood": _hash(data.val_ood)}
+        self._model_keys: dict[str, str] = {"zero_shot": request.fingerprint}
+
+    def _run(self, stage: str, key: str, compute: Callable[[], dict[str, Any]], needs: Path | None = None) -> dict[str, Any]:
+        """The stage's result: from its record if the key is the same and its checkpoint is there, else computed and recorded."""
+        path = self._run_dir / "stages" / f"{stage}.json"
+        record = read_json(path)
+        if isinstance(record, dict) and record.get("key") == key and (needs is None or needs.is_dir()):
+            return dict(record["result"])
+        self.check_stop(f"before {stage}")
+        self._emit({"event": "stage_started", "stage": stage})
+        started = time.perf_counter()
+        result = compute()
+        result["seconds"] = result.get("seconds", 0.0) + time.perf_counter() - started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "result": result})
+        self._emit({"event": "stage_ended", "stage": stage, "seconds": result["seconds"]})
+        return result
+
+    def train(self, method: str, hyperparameters: Hyperparameters) -> None:
+        """A full fine-tune; its best epoch on VAL_ID becomes `checkpoints/METHOD`."""
+        recipe = final_recipe(self._config.final, hyperparameters, len(self._workspace.train))
+        key = section_hash([self._request.fingerprint, hyperparameters.to_dict(), self._config.final.model_dump(), self._content["val_id"]])
+        folder = self._run_dir / "checkpoints" / method
+        self._model_keys[method] = key
+        training = _Training(self, method, recipe, key)
+        self._run(method, key, lambda: training.run(folder), needs=folder)
+        training.forget()
+
+    def wise_ft(self) -> None:
+        """Sweep alpha on validation data, and save the chosen interpolation as `checkpoints/wise_ft`."""
+        section = self._config.wise_ft
+        assert section is not None
+        key = section_hash([self._model_keys["final"], section.model_dump(), self._content])
+        folder = self._run_dir / "checkpoints" / "wise_ft"
+        self._model_keys["wise_ft"] = key
+        self._run("wise_ft", key, lambda: self._sweep(folder), needs=folder)
+
+    def _sweep(self, folder: Path) -> dict[str, Any]:
+        section, workspace = self._config.wise_ft, self._workspace
+        assert section is not None
+        tuned = read_state(self._run_dir / "checkpoints" / "final", workspace.device)
+        curve = []
+        for alpha in section.alphas:
+            self.check_stop(f"before alpha {alpha:g} of wise_ft")
+            copy_state(workspace.model, interpolate(workspace.zero_shot.tensors, tuned, alpha))
+            curve.append({"alpha": alpha, "val_id": workspace.score("val_id"), "val_ood": workspace.score("val_ood")})
+            self._emit({"event": "stage_progress", "stage": "wise_ft", "done": len(curve), "of": len(section.alphas)})
+        sign = 1 if self._config.direction == "maximize" else -1
+        chosen = max(curve, key=lambda point: (sign * point[section.select_on], point["alpha"]))
+        state = interpolate(workspace.zero_shot.tensors, tuned, chosen["alpha"])
+        scores = {"val_id": chosen["val_id"], "val_ood": chosen["val_ood"]}
+        hyperparameters = trained_methods(self._config, self._request.best)["final"]
+        self.save(folder, state, "wise_ft", hyperparameters, scores, alpha=chosen["alpha"])
+        return {"alpha": chosen["alpha"], "select_on": section.select_on, "curve": curve}
+
+    def evaluate(self) -> None:
+        """Score every model on every test set, once."""
+        tests = {name: [str(split), images.content_hash] for name, (split, images) in self._workspace.data.tests.items()}
+        for method, model_key in self._model_keys.items():
+            key = section_hash([model_key, tests, self._config.evaluate.batch_size, self._config.metric])
+            self._run(f"evaluate-{method}", key, lambda method=method: {"evaluations": self._evaluate(method)})  # type: ignore[misc]
+
+    def _evaluate(self, method: str) -> list[dict[str, Any]]:
+        workspace = self._workspace
+        if method == "zero_shot":
+            workspace.zero_shot.restore(workspace.model)
+            seed = 0
+        else:
+            folder = self._run_dir / "checkpoints" / method
+            copy_state(workspace.model, read_state(folder, workspace.device))
+            trained = trained_methods(self._config, self._request.best)
+            seed = trained["final" if method == "wise_ft" else method].seed
+        rows = []
+        for name, (split, _) in workspace.data.tests.items():
+            self.check_stop(f"before scoring {method} on {name}")
+            scored = evaluation_rows(workspace, name, split, {"model": method, "seed": seed})
+            self._emit({"event": "evaluated", "model": method, "dataset": name, "value": scored[0]["value"]})
+            rows += scored
+        return rows
+
+    def check_stop(self, where: str) -> None:
+        """Raise `Interrupted` if the run is to stop."""
+        if self._should_stop():
+            raise Interrupted(f"stopped {where}")
+
+    def save(
+        self,
+        folder: Path,
+        state: dict[str, Tensor],
+        method: str,
+        hyperparameters: Hyperparameters,
+        scores: dict[str, float],
+        alpha: float | None = None,
+    ) -> None:
+        """Write a checkpoint folder of this study."""
+        classes = self._workspace.data.classes
+        info = CheckpointInfo(
+            study=self._config.study,
+            method=method,
+            class_keys=classes.keys,
+            class_names=classes.names,
+            templates=self._config.data.templates,
+            fingerprint=self._request.fingerprint,
+            hyperparameters=hyperparameters.to_dict(),
+            alpha=alpha,
+            scores=scores,
+            versions=self._request.versions,
+        )
+        save_checkpoint(folder, state, self._workspace.loaded, info)
+
+
+class _Training:
+    """One full fine-tune that can be stopped after any epoch and goes on exactly from there."""
+
+    def __init__(self, stages: _Stages, method: str, recipe: Recipe, key: str) -> None:
+        self._stages, self._method, self._recipe, self._key = stages, method, recipe, key
+        self._saved = stages._run_dir / "training" / f"{method}.pt"
+        self._epochs: list[dict[str, float]] = []
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._seconds = 0.0  # spent by runs before this one
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train, save the best epoch's weights to `folder`, and return the record. Raises TrialCodeError if it diverges."""
+        try:
+            return self._run(folder)
+        except (Diverged, NonFiniteScore) as error:
+            rate = self._recipe.hyperparameters.lr
+            raise TrialCodeError(
+                f"the full fine-tune of {self._method} diverged at lr {rate:.3g}: {error}. What held for {self._stages._config.trial.steps} "
+                "steps need not hold for a long run: raise trial.steps or final.warmup_fraction, or set final.clip_grad_norm"
+            ) from None
+
+    def _run(self, folder: Path) -> dict[str, Any]:
+        config, workspace = self._stages._config, self._stages._workspace
+        steps_per_epoch = self._recipe.steps // config.final.epochs
+        started = shown = time.perf_counter()
+        losses: list[Tensor] = []
+        for step in finetune(workspace, self._recipe, resume=self._load()):
+            losses.append(step.loss)
+            if time.perf_counter() - shown > PROGRESS_SECONDS:
+                shown = time.perf_counter()
+                self._progress(step.number)
+            if step.number % steps_per_epoch == 0:
+                self._end_epoch(step.number // steps_per_epoch, check_finite(losses, step.number))
+                losses.clear()
+                if step.number < self._recipe.steps:
+                    self._store(training_state(workspace, step), self._seconds + time.perf_counter() - started)
+            if step.number < self._recipe.steps:
+                self._stages.check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
+        best = self._epochs[self._best_epoch - 1]
+        self._stages.save(folder, self._best, self._method, self._recipe.hyperparameters, {"val_id": best["val_id"]})
+        return {
+            "hyperparameters": self._recipe.hyperparameters.to_dict(),
+            "epochs": self._epochs,
+            "best_epoch": self._best_epoch,
+            "steps": self._recipe.steps,
+            "samples": self._recipe.samples,
+            "seconds": self._seconds,
+        }
+
+    def forget(self) -> None:
+        """Remove the training state; call when the result is on record."""
+        self._saved.unlink(missing_ok=True)
+
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        workspace, config = self._stages._workspace, self._stages._config
+        score = workspace.score("val_id")
+        sign = 1 if config.direction == "maximize" else -1
+        if not self._epochs or sign * score > sign * self._epochs[self._best_epoch - 1]["val_id"]:
+            self._best_epoch = epoch
+            self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        self._epochs.append({"epoch": epoch, "train_loss": loss, "val_id": score})
+        self._stages._emit({"event": "epoch_ended", "stage": self._method, "epoch": epoch, "train_loss": loss, "val_id": score})
+
+    def _progress(self, step: int) -> None:
+        self._stages._emit({"event": "stage_progress", "stage": self._method, "done": step, "of": self._recipe.steps})
+
+    def _store(self, training: dict[str, Any], seconds: float) -> None:
+        """Write the training state beside its place and rename it, so that a crash leaves the one before."""
+        self._saved.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._saved.with_suffix(".partial")
+        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds}
+        with partial.open("wb") as file:
+            torch.save({"key": self._key, "training": training, **history}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._saved)
+
+    def _load(self) -> dict[str, Any] | None:
+        """The training state of an earlier run of the very same fine-tune, if there is one."""
+        if not self._saved.is_file():
+            return None
+        try:
+            stored = torch.load(self._saved, map_location=self._stages._workspace.device, weights_only=True)
+        except Exception as error:
+            logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
+            return None
+        if stored["key"] != self._key:
+            return None
+        self._epochs = json.loads(stored["epochs"])
+        self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
+        training: dict[str, Any] = stored["training"]
+        return training
+
+
+def evaluation_rows(workspace: Workspace, name: str, split: Split, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """Score the workspace's model as it is on one set: a row for the study's metric, then one for each of the usual ones."""
+    images = workspace.images(name)
+    logits = workspace.logits(name).cpu()
+    groups = None if images.groups is None else images.groups.cpu()
+    metrics = dict.fromkeys((workspace.config.metric, "accuracy", "macro_f1", "worst_group_accuracy"))
+    rows = []
+    for metric in metrics:
+        score = score_predictions(metric, logits, images.labels_cpu, groups, len(workspace.data.classes.names))
+        rows.append(
+            {
+                **common,
+                "dataset": name,
+                "split": str(split),
+                "metric": metric,
+                "value": score.value,
+                "ci_low": score.ci_low,
+                "ci_high": score.ci_high,
+                "n": score.n,
+            }
+        )
+    return rows
+
+
+def _hash(images: Any) -> str:
+    return str(images.content_hash) if images is not None else ""

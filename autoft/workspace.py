@@ -1,0 +1,152 @@
+"""What one worker holds while it lives: model, zero-shot state, data and texts, loaded once, on one device."""
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoft.config import StudyConfig
+from autoft.data import ImageSet, StudyData, load_study_data
+from autoft.data.transforms import TrainTransform, eval_transform
+from autoft.errors import ConfigError
+from autoft.evaluate import metric_fn
+from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
+from autoft.models.load import resolve_device
+
+# Images are kept on a GPU if they take less than this share of its free memory, else copied batch by batch from pinned memory.
+RESIDENT_SHARE = 0.25
+
+
+def configure_torch(threads: int) -> None:
+    """Set this process up for training on the CPU: thread count, and denormal numbers flushed to zero.
+
+    With strong weight decay some weights sink below 1e-38, where a CPU computes an order of magnitude slower. Both settings belong to
+    the calling thread and are inherited by the threads it starts, so this is called before any work, in every thread that trains.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+class DeviceImages:
+    """An image set that hands out uint8 batches on a device."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.set = images
+        self.device = device
+        self.labels_cpu = torch.from_numpy(np.ascontiguousarray(images.labels))
+        self._pixels = _as_tensor(images.images)
+        resident = device.type == "cuda" and images.images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        if resident:
+            self._pixels = self._pixels.to(device)
+        self.labels = self.labels_cpu.to(device)
+        self.groups = None if images.groups is None else torch.from_numpy(np.ascontiguousarray(images.groups)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels_cpu)
+
+    def take(self, examples: Tensor) -> Tensor:
+        """Pixels (batch, side, side, 3) uint8 on the device of `examples`, (batch,) int64 on the CPU."""
+        if self._pixels.device.type == self.device.type:
+            return self._pixels[examples.to(self.device, non_blocking=True)]
+        return self._pixels[examples].pin_memory().to(self.device, non_blocking=True)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All pixels in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            chunk = self._pixels[start : start + size]
+            yield chunk if chunk.device.type == self.device.type else chunk.pin_memory().to(self.device, non_blocking=True)
+
+
+def _as_tensor(images: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor over a memory map that is only ever read, without the warning that it could be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(images))
+
+
+@dataclass(kw_only=True)
+class Workspace:
+    """A worker's warm state. `model` changes while it trains; everything else stays as it was loaded."""
+
+    config: StudyConfig
+    device: torch.device
+    loaded: LoadedModel
+    model: ClipClassifier
+    zero_shot: ZeroShotState
+    data: StudyData
+    train: DeviceImages
+    texts: TextBank
+    train_transform: TrainTransform
+    sets: dict[str, DeviceImages]
+
+    @classmethod
+    def load(cls, config: StudyConfig, device: str, cache_dir: Path, splits: Collection[str] = ("train", "val_ood")) -> "Workspace":
+        """Load model and data. Raises ConfigError, DataError or ModelError."""
+        target = resolve_device(device)
+        loaded = load_model(config.model)
+        pixels = loaded.preprocess
+        data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits)
+        loaded.clip.to(target)  # before the head, whose prompts may be tens of thousands
+        model = build_classifier(loaded, data.classes.names, config.data.templates)
+        captions = data.train.captions
+        if captions is not None:
+            texts = TextBank.of_captions(loaded.tokenizer, captions, target)
+        else:
+            texts = TextBank.of_prompts(loaded.tokenizer, data.classes.names, config.data.templates, target)
+        return cls(
+            config=config,
+            device=target,
+            loaded=loaded,
+            model=model,
+            zero_shot=ZeroShotState.of(model),
+            data=data,
+            train=DeviceImages(data.train, target),
+            texts=texts,
+            train_transform=TrainTransform(pixels.size, pixels.mean, pixels.std),
+            sets={},
+        )
+
+    def autocast(self) -> Any:
+        """bf16 autocast where the study's precision asks for it, else nothing."""
+        precision = self.config.model.precision
+        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def images(self, name: str) -> DeviceImages:
+        """The evaluation images of `val_id`, `val_ood` or a test set's name, kept on the device from the first use on."""
+        if name not in self.sets:
+            found: Mapping[str, ImageSet | None] = {
+                "val_id": self.data.val_id,
+                "val_ood": self.data.val_ood,
+                **{test: images for test, (_, images) in self.data.tests.items()},
+            }
+            images = found.get(name)
+            if images is None:
+                loaded = ", ".join(known for known, present in found.items() if present is not None)
+                raise ConfigError(f"{name} is not a loaded set of study {self.config.study}; loaded are {loaded}")
+            self.sets[name] = DeviceImages(images, self.device)
+        return self.sets[name]
+
+    @torch.no_grad()
+    def logits(self, name: str) -> Tensor:
+        """The model's logits (n, classes), fp32, on a set under the evaluation transform. Leaves the model in evaluation mode."""
+        self.model.eval()
+        pixels = self.loaded.preprocess
+        parts = []
+        with self.autocast():
+            for batch in self.images(name).batches(self.config.evaluate.batch_size):
+                parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std)).float())
+        return torch.cat(parts)
+
+    def score(self, name: str) -> float:
+        """The study's metric on a set; waits for the device. Raises `NonFiniteScore`."""
+        images = self.images(name)
+        metric = metric_fn(self.config.metric)
+        return float(metric(self.logits(name), images.labels, images.groups, len(self.data.classes.names)))

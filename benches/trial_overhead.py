@@ -1,0 +1,254 @@
+"""What a trial costs through the service over its steps in a bare hot loop: `make bench`, or `python -m benches.trial_overhead`.
+
+Three figures, each a ratio of things measured in turns within one run on the PACS study (16 steps, batch 64, the paper's whole search
+space, Postgres):
+
+    overhead_in_process   seconds a trial, in-process executor / seconds a bare trial, same process, median over pairs
+    overhead_ray          the same through Ray with one worker
+    scaling_2_workers     trials per second of two one-thread Ray workers / of two one-thread bare loops side by side
+
+A service trial is timed from the end of the trial before it to its own end, so that asking, telling, journal and database count.
+After each service trial the same hyperparameters run once in the bare loop, while the workers idle.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoft.config import StudyConfig, load_config
+from autoft.data import load_study_data
+from autoft.executor import Executor, InProcessExecutor
+from autoft.journal import Journal
+from autoft.models import load_model
+from autoft.pipeline import package_versions
+from autoft.search import Coordinator, study_id
+from benches.bare_loop import Hot, bare_trial, load_hot
+from storage import embedded_url, open_study
+
+HERE = Path(__file__).parent
+CORES = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Run all three measurements and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=HERE.parents[1] / "shared" / "examples" / "pacs.yaml")
+    parser.add_argument("--trials", type=int, default=50, help="timed trials of each measurement (default: 50)")
+    parser.add_argument("--threads", type=int, default=CORES, help="threads of the one-worker measurements")
+    parser.add_argument("--dry-run", action="store_true", help="print the figures and write nothing")
+    parser.add_argument("--bare-worker", type=int, metavar="N", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    config = load_config(args.study, ["search.sampler=random", "search.pruner=none", "search.seed=0"])
+    if args.bare_worker is not None:
+        return _bare_worker(config, args.bare_worker)
+    cache = Path(tempfile.mkdtemp(prefix="autoft-bench-"))
+    os.environ["AUTOFT_HOME"] = str(cache / "home")
+    figures = {
+        "overhead_in_process": measure_pairs(config, args, cache, _in_process),
+        "overhead_ray": measure_pairs(config, args, cache, _on_ray(1, args.threads)),
+        "scaling_2_workers": measure_scaling(config, args, cache),
+    }
+    record = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "trials": args.trials, "figures": figures}
+    print(json.dumps(record, indent=1))
+    if not args.dry_run:
+        _write(record)
+
+
+def hot_inputs(config: StudyConfig, cache: Path) -> Hot:
+    """The study's inputs for the bare loop."""
+    pixels = load_model(config.model).preprocess
+    data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache, splits=["train", "val_ood"])
+    texts = [[template.replace("{}", name) for template in config.data.templates] for name in data.classes.names]
+    assert data.val_ood is not None
+    arrays = (data.train.images, data.train.labels, data.val_ood.images, data.val_ood.labels)
+    return load_hot(config.model.name, *(torch.tensor(array) for array in arrays), texts)
+
+
+def measure_pairs(config: StudyConfig, args: argparse.Namespace, cache: Path, make: Callable[..., Executor]) -> dict[str, Any]:
+    """Service and bare trials in turns, the same hyperparameters in both."""
+    torch.set_num_threads(args.threads)
+    hot = hot_inputs(config, cache)
+    service: list[float] = []
+    bare: list[float] = []
+    clock = [0.0]
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["event"] != "trial_ended":
+            return
+        service.append(time.perf_counter() - clock[0])
+        hyperparameters = coordinator._last  # type: ignore[attr-defined]
+        torch.set_num_threads(args.threads)
+        started = time.perf_counter()
+        _bare(hot, config, hyperparameters)
+        clock[0] = time.perf_counter()
+        bare.append(clock[0] - started)
+
+    n = args.trials + 2  # the first two warm up and are dropped
+    config = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": n})})
+    executor = make(config, args, cache)
+    with _study(config, cache) as (study, journal):
+        coordinator = _Watched(config, study, executor, journal, observe, lambda: False)
+        clock[0] = time.perf_counter()
+        coordinator.run()
+    _close(executor)
+    ratios = [a / b for a, b in zip(service[2:], bare[2:], strict=True)]
+    return {
+        "value": statistics.median(service[2:]) / statistics.median(bare[2:]),
+        "paired_ratio": _spread(ratios),
+        "service_seconds": _spread(service[2:]),
+        "bare_seconds": _spread(bare[2:]),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def measure_scaling(config: StudyConfig, args: argparse.Namespace, cache: Path) -> dict[str, Any]:
+    """Blocks of trials on two one-thread workers, and blocks on two bare one-thread processes side by side, in turns."""
+    blocks, size = max(1, args.trials // 10), min(10, args.trials)
+    command = [sys.executable, "-m", "benches.trial_overhead", "--study", str(args.study), "--bare-worker", str(size // 2)]
+    loops = [_start_bare(command, cache) for _ in range(2)]
+    executor = _on_ray(2, 1)(config, args, cache)
+    service, bare = [], []
+    with _study(config, cache) as (study, journal):
+        for block in range(blocks + 1):  # the first block warms up and is dropped
+            part = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": (block + 1) * size})})
+            started = time.perf_counter()
+            Coordinator(part, study, executor, journal, lambda event: None, lambda: False).run()
+            service.append(time.perf_counter() - started)
+            bare.append(_run_block(loops))
+    _close(executor)
+    for loop in loops:
+        loop.stdin.close()  # type: ignore[union-attr]
+        loop.wait()
+    return {
+        "value": statistics.median(bare[1:]) / statistics.median(service[1:]),
+        "trials_per_block": size,
+        "service_block_seconds": _spread(service[1:]),
+        "bare_block_seconds": _spread(bare[1:]),
+    }
+
+
+class _Watched(Coordinator):
+    """Remembers the hyperparameters of the trial that ended last."""
+
+    def _end(self, running: Any, *args: Any, **kwargs: Any) -> None:
+        self._last = running.job.hyperparameters
+        super()._end(running, *args, **kwargs)
+
+
+def _bare(hot: Hot, config: StudyConfig, hp: Any) -> float:
+    return bare_trial(hot, hp.lr, hp.weight_decay, dict(hp.loss_weights), hp.seed, config.trial.steps, config.trial.batch_size)
+
+
+def _bare_worker(config: StudyConfig, trials: int) -> None:
+    """One bare one-thread loop in a process of its own: a line on stdin runs a block."""
+    from autoft.search_space import sample_hyperparameters
+
+    torch.set_num_threads(1)
+    hot = hot_inputs(config, Path(os.environ["AUTOFT_BENCH_CACHE"]))
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        for _ in range(trials):
+            _bare(hot, config, sample_hyperparameters(study.ask(), config.search_space))
+        print("done", flush=True)
+
+
+def _start_bare(command: list[str], cache: Path) -> "subprocess.Popen[str]":
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "AUTOFT_BENCH_CACHE": str(cache)}
+    loop = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert loop.stdout is not None and loop.stdout.readline() == "ready\n"
+    return loop
+
+
+def _run_block(loops: list["subprocess.Popen[str]"]) -> float:
+    started = time.perf_counter()
+    for loop in loops:
+        loop.stdin.write("go\n")  # type: ignore[union-attr]
+        loop.stdin.flush()  # type: ignore[union-attr]
+    for loop in loops:
+        assert loop.stdout is not None and loop.stdout.readline() == "done\n"
+    return time.perf_counter() - started
+
+
+def _in_process(config: StudyConfig, args: argparse.Namespace, cache: Path) -> Executor:
+    return InProcessExecutor(config, device="cpu", threads=args.threads, cache_dir=cache, should_stop=lambda: False)
+
+
+def _on_ray(workers: int, threads: int) -> Callable[..., Executor]:
+    def make(config: StudyConfig, args: argparse.Namespace, cache: Path) -> Executor:
+        from workers.cluster import cluster, plan_workers
+        from workers.ray_executor import RayExecutor
+
+        connection = cluster(None)
+        connection.__enter__()
+        executor = RayExecutor(config, plan_workers(workers, None, threads, "cpu"), cache, lambda: False)
+        executor.connection = connection  # type: ignore[attr-defined]
+        while executor.slots < workers:
+            executor.poll(0.2)
+        return executor
+
+    return make
+
+
+def _close(executor: Executor) -> None:
+    executor.close()
+    if hasattr(executor, "connection"):
+        executor.connection.__exit__(None, None, None)
+
+
+class _study:
+    """A fresh study on the embedded Postgres, with a journal."""
+
+    number = 0
+
+    def __init__(self, config: StudyConfig, cache: Path) -> None:
+        _study.number += 1
+        self._folder = cache / f"run{_study.number}"
+        self._handle = open_study(embedded_url(), f"bench-{os.getpid()}-{_study.number}", directions=[config.direction], create=True)
+
+    def __enter__(self) -> tuple[Any, Journal]:
+        study = self._handle.study
+        return study, Journal(self._folder / "journal.jsonl", study_id(study))
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.close()
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return {"median": middle, "quartile_low": low, "quartile_high": high, "min": min(values), "max": max(values), "n": len(values)}
+
+
+def _hardware() -> dict[str, Any]:
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {"cpu": model, "cores": CORES, "machine": platform.machine(), "gpu": None}
+
+
+def _write(record: dict[str, Any]) -> None:
+    """A dated record, and the figures by name in latest.json."""
+    records = HERE / "records"
+    records.mkdir(exist_ok=True)
+    (records / f"{record['date']}-trial-overhead.json").write_text(json.dumps(record, indent=1) + "\n")
+    latest = HERE / "latest.json"
+    known = json.loads(latest.read_text()) if latest.is_file() else {}
+    known.update({name: round(figure["value"], 4) for name, figure in record["figures"].items()})
+    latest.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Where studies are kept: Postgres (external or embedded) or SQLite, each study owned by one process at a time.
+
+    urls.py         storage URLs, taken out of the environment without leaving the password there
+    embedded.py     the Postgres that is started where no URL is given
+    connections.py  how every connection is made
+    locks.py        one coordinator per study
+    tables.py       Optuna's tables, made once
+    studies.py      open a study to run it, or load it to read it
+    summaries.py    the list of studies
+    dashboard.py    the stock optuna-dashboard; not imported here, because importing it takes a second
+    seam.py         where foreign errors become ours
+"""
+
+from storage.embedded import embedded_url, leave_embedded
+from storage.seam import storage_errors
+from storage.studies import StudyHandle, load_study_readonly, open_study
+from storage.summaries import StudySummary, list_studies
+from storage.urls import StorageURL, parse_storage_url, take_storage_url
+
+__all__ = [
+    "StorageURL",
+    "StudyHandle",
+    "StudySummary",
+    "embedded_url",
+    "leave_embedded",
+    "list_studies",
+    "load_study_readonly",
+    "open_study",
+    "parse_storage_url",
+    "storage_errors",
+    "take_storage_url",
+]

@@ -1,0 +1,46 @@
+"""Fixtures every suite may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.studies import TINY_CONVNET, TINY_VIT, write_model
+
+pytest_plugins = ["tests.postgres_fixtures", "tests.browser_fixtures"]
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skip where a person runs the tests; fail in CI, where everything a test needs must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and checkpoints: AUTOFT_SHARED, else ../shared beside the checkout."""
+    folder = Path(os.environ.get("AUTOFT_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        skip_or_fail(f"needs the real data sets and checkpoints in {folder} (or in $AUTOFT_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny open_clip ViT with random weights, as a local-dir: folder."""
+    return write_model(tmp_path_factory.mktemp("tiny-vit"), TINY_VIT)
+
+
+@pytest.fixture(scope="session")
+def tiny_convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small convolutional open_clip model with BatchNorm and random weights, as a local-dir: folder."""
+    return write_model(tmp_path_factory.mktemp("tiny-convnet"), TINY_CONVNET)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test away from the user's own studies and caches."""
+    monkeypatch.setenv("AUTOFT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "image-cache"))
+    monkeypatch.delenv("AUTOFT_STORAGE_URL", raising=False)
+    monkeypatch.delenv("AUTOFT_STORAGE_URL_FILE", raising=False)
