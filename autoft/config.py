@@ -6,6 +6,7 @@ Every field carries a sentence, its unit and its default, because `autoft init` 
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -27,6 +28,7 @@ METRIC_DIRECTIONS: Mapping[str, Direction] = {
     "worst_group_accuracy": "maximize",
     "cross_entropy": "minimize",
 }
+TEST_SET_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 STUDY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -152,6 +154,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        for kind in ("test_id", "test_ood"):
+            for name in getattr(self, kind):
+                if name in ("train", "val_id", "val_ood") or not re.fullmatch(TEST_SET_NAME_PATTERN, name):
+                    raise ValueError(f"{kind}.{name}: a test set's name has letters, digits, '.', '_' and '-', and is no split's name")
         both = sorted(set(self.test_id) & set(self.test_ood))
         if both:
             raise ValueError(f"test set names must differ between test_id and test_ood; both have {', '.join(both)}")

@@ -15,10 +15,9 @@ import torch
 
 from autoft.config import StudyConfig
 from autoft.errors import AutoFTError
-from autoft.finetune import Diverged
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, run_stages
-from autoft.trial import Report, TrialResult, TrialStopped, run_trial
+from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial
 from autoft.workspace import Workspace, configure_torch
 
 
@@ -68,12 +67,14 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A trial did not end well."""
+    """A trial did not end well; says what it had cost where that is known."""
 
     number: int
     kind: FailureKind
     message: str
     worker: str
+    samples: int = 0
+    seconds: float = 0.0
 
 
 Event = Reported | Finished | Stopped | Failed
@@ -111,8 +112,6 @@ class Executor(Protocol):
 
 def classify_failure(error: BaseException) -> FailureKind:
     """The kind of failure an exception raised inside a trial stands for."""
-    if isinstance(error, Diverged):
-        return FailureKind.DIVERGED
     if isinstance(error, torch.OutOfMemoryError):
         return FailureKind.OUT_OF_MEMORY
     return FailureKind.CODE
@@ -120,7 +119,7 @@ def classify_failure(error: BaseException) -> FailureKind:
 
 def describe_failure(error: BaseException) -> str:
     """A user's mistake in one line, anything else with its traceback."""
-    if isinstance(error, AutoFTError | Diverged | torch.OutOfMemoryError):
+    if isinstance(error, AutoFTError | torch.OutOfMemoryError):
         return str(error)
     return "".join(traceback.format_exception(error))
 
@@ -136,6 +135,9 @@ def trial_events(workspace: Workspace, job: Job, is_pruned: Callable[[], bool], 
             return
         except TrialStopped as stop:
             yield Stopped(job.number, stop.samples, stop.seconds, worker)
+            return
+        except TrialDiverged as error:
+            yield Failed(job.number, FailureKind.DIVERGED, str(error), worker, error.samples, error.seconds)
             return
         except Exception as error:
             yield Failed(job.number, classify_failure(error), describe_failure(error), worker)

@@ -53,9 +53,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         for path in partial.rglob("*"):
             _sync(path)
         _sync(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         partial.rename(folder)
         _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -195,7 +195,7 @@ def _count(trials: Iterable[FrozenTrial], state: TrialState) -> int:
 def _cost(inputs: Inputs, trials: list[FrozenTrial], run_dir: Path) -> dict[str, Any]:
     """Training examples and worker seconds spent on searching, and on the final fine-tune it is for."""
     runs = [trial.user_attrs.get(RUN_ATTRIBUTE, {}) for trial in trials]
-    reports = sum(max(1, len(trial.intermediate_values)) for trial in trials)
+    reports = sum(len(trial.intermediate_values) for trial in trials)
     final = stage_result(run_dir, "final") or {"samples": 0, "seconds": 0.0}
     baselines = [stage_result(run_dir, name) or {} for name in inputs.config.evaluate.baselines]
     search_samples = sum(run.get("samples", 0) for run in runs)
@@ -235,6 +235,6 @@ def _notes(inputs: Inputs) -> list[str]:
 
 def _run_key(inputs: Inputs, best: Hyperparameters) -> str:
     config, data = inputs.config, inputs.data
-    content = [data.val_id.content_hash, *(images.content_hash for _, images in data.tests.values())]
+    content = [data.val_id.content_hash, *((name, str(split), images.content_hash) for name, (split, images) in sorted(data.tests.items()))]
     sections = [config.final.model_dump(), config.wise_ft and config.wise_ft.model_dump(), config.evaluate.model_dump()]
-    return section_hash([inputs.fingerprint, best.digest(), sections, content, sorted(data.tests)])
+    return section_hash([inputs.fingerprint, best.digest(), sections, content])

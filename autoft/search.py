@@ -200,7 +200,8 @@ class Coordinator:
     def _fail(self, running: _Running, failure: Failed) -> None:
         number = running.job.number
         logger.warning("trial %d failed (%s): %s", number, failure.kind, failure.message.strip().splitlines()[-1])
-        details = {"worker": failure.worker, "message": failure.message[-2000:]}
+        cost = {"seconds": failure.seconds, "samples": failure.samples}
+        details = {"worker": failure.worker, "message": failure.message[-2000:], **cost}
         match failure.kind:
             case FailureKind.DIVERGED:
                 self._end(running, "pruned", None, details, failure.kind)

@@ -40,6 +40,14 @@ class TrialStopped(Exception):
         self.samples, self.seconds = samples, seconds
 
 
+class TrialDiverged(Diverged):
+    """The loss or a score of a trial is not finite; says what it had cost by then."""
+
+    def __init__(self, message: str, samples: int, seconds: float) -> None:
+        super().__init__(message)
+        self.samples, self.seconds = samples, seconds
+
+
 def report_steps(config: StudyConfig) -> list[int]:
     """After which steps a trial is scored; the last is its end. One score only where no pruner looks at the others."""
     steps, reports = config.trial.steps, config.trial.reports if config.search.pruner != "none" else 1
@@ -54,7 +62,7 @@ def run_trial(
     Yields a `Report` at each of `report_steps`, the last one included, and returns the `TrialResult`.
 
     Raises:
-        Diverged: the loss or a score is not finite.
+        TrialDiverged: the loss or a score is not finite.
         TrialStopped: `should_stop()` said so; asked between steps.
     """
     config, started = workspace.config, time.perf_counter()
@@ -65,12 +73,12 @@ def run_trial(
     for step in finetune(workspace, recipe):
         losses.append(step.loss)
         if step.number in scored:
-            check_finite(losses, step.number)
-            losses.clear()
             try:
+                check_finite(losses, step.number)
                 score = workspace.score("val_ood")
-            except NonFiniteScore as error:
-                raise Diverged(str(error)) from None
+            except (Diverged, NonFiniteScore) as error:
+                raise TrialDiverged(str(error), step.number * recipe.batch_size, time.perf_counter() - started) from None
+            losses.clear()
             yield Report(step.number, score)
         if step.number < recipe.steps and should_stop():
             raise TrialStopped(step.number * recipe.batch_size, time.perf_counter() - started)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 
 from autoft.config import StudyConfig, load_config
@@ -51,8 +52,10 @@ def main() -> None:
     parser.add_argument("--bare-worker", type=int, metavar="N", help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = load_config(args.study, ["search.sampler=random", "search.pruner=none", "search.seed=0"])
+    torch.set_flush_denormal(True)  # as the service does
     if args.bare_worker is not None:
         return _bare_worker(config, args.bare_worker)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     cache = Path(tempfile.mkdtemp(prefix="autoft-bench-"))
     os.environ["AUTOFT_HOME"] = str(cache / "home")
     figures = {
@@ -157,9 +160,6 @@ def _bare_worker(config: StudyConfig, trials: int) -> None:
 
     torch.set_num_threads(1)
     hot = hot_inputs(config, Path(os.environ["AUTOFT_BENCH_CACHE"]))
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -195,8 +195,8 @@ def _on_ray(workers: int, threads: int) -> Callable[..., Executor]:
         from workers.ray_executor import RayExecutor
 
         connection = cluster(None)
-        connection.__enter__()
-        executor = RayExecutor(config, plan_workers(workers, None, threads, "cpu"), cache, lambda: False)
+        spec = plan_workers(connection.__enter__(), workers, None, threads, "cpu")
+        executor = RayExecutor(config, spec, cache, lambda: False)
         executor.connection = connection  # type: ignore[attr-defined]
         while executor.slots < workers:
             executor.poll(0.2)

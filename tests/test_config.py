@@ -81,6 +81,13 @@ def test_one_name_for_two_test_sets_is_refused(tmp_path: Path, document: dict[st
         load_config(write(tmp_path, document))
 
 
+@pytest.mark.parametrize("name", ["val_ood", "train", "a,b", "<b>", ""])
+def test_a_test_set_needs_a_name_of_its_own(tmp_path: Path, document: dict[str, Any], name: str) -> None:
+    document["data"]["test_ood"] = {name: document["data"]["test_ood"]["b"]}
+    with pytest.raises(ConfigError, match=r"data.*test_ood"):
+        load_config(write(tmp_path, document))
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "study: [unclosed", "!!python/object/apply:os.system [echo]"])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "study.yaml"

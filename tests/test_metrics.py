@@ -207,7 +207,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(metric: Metric, least: fl
 
 def test_bias_corrected_bootstrap_with_five_examples_a_class() -> None:
     """The plain percentile bootstrap holds the truth in 85 of these 100."""
-    truth = metric_value("macro_f1", *map(torch.from_numpy, predictions(10_001, 400_000, 50, signal=7.0)), 50)
+    truth = score_predictions("macro_f1", *predictions(10_001, 400_000, 50, signal=7.0), 50).value
     assert covered("macro_f1", 250, 50, truth, range(100), signal=7.0) >= 0.90
 
 

@@ -1,6 +1,7 @@
 """Trials on Ray actors: one warm actor a worker, replaced when it dies."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from autoft.errors import AutoFTError, ClusterError, Interrupted
 from autoft.executor import Emit, Event, Failed, FailureKind, Job, Reported
 from autoft.stages import StageRequest
 from workers.actor import StageWorker, TrialWorker
-from workers.cluster import WorkerSpec, plan_workers
+from workers.cluster import WorkerSpec, first_line, plan_workers
 
 logger = logging.getLogger(__name__)
 
 GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
 START_FAILURES = 5  # workers in a row that die before they are ready
 STAGE_ATTEMPTS = 5
+STOP_SECONDS = 10.0  # what the stages' worker is given to stop by itself; what it has finished is kept in any case
 WAIT_WARNING_SECONDS = 60.0
 
 
@@ -101,7 +103,7 @@ class RayExecutor:
             except RayTaskError as error:
                 raise _cause(error) from None
             except RayError as error:
-                logger.warning("the worker that ran the final stages was lost (attempt %d): %s", attempt, _first_line(error))
+                logger.warning("the worker that ran the final stages was lost (attempt %d): %s", attempt, first_line(error))
             finally:
                 ray.kill(actor)
         raise ClusterError(f"the final stages were lost {STAGE_ATTEMPTS} times; see the logs of Ray")
@@ -111,15 +113,21 @@ class RayExecutor:
         self._release()
 
     def _follow(self, actor: Any, request: StageRequest, cores: int, emit: Emit) -> None:
-        if not ray.get(actor.sees.remote(request.run_dir / "study.yaml")):
+        sees = actor.sees.remote(request.run_dir / "study.yaml")
+        while not ray.wait([sees], timeout=0.2)[0]:  # until the cluster has room for it
+            if self._should_stop():
+                raise Interrupted("stopped after the search")
+        if not ray.get(sees):
             raise ClusterError(f"the run folder {request.run_dir} is not visible on the worker's node; choose a shared one with --runs")
         stream = actor.run.options(num_returns="streaming").remote(request, self._spec.device, cores, self._cache_dir)
-        stopping = False
+        deadline = math.inf
         while True:
-            ready, _ = ray.wait([stream], timeout=0.5)
-            if self._should_stop() and not stopping:
+            ready, _ = ray.wait([stream], timeout=0.2)
+            if self._should_stop() and deadline == math.inf:
                 actor.stop.remote()
-                stopping = True
+                deadline = time.monotonic() + STOP_SECONDS
+            if not ready and time.monotonic() > deadline:
+                raise Interrupted("stopped after the search")
             if not ready:
                 continue
             try:
@@ -161,7 +169,8 @@ class RayExecutor:
             return []
         except RayTaskError as error:  # a bug outside the trial itself
             job, worker.job, worker.events = worker.job, None, None
-            assert job is not None
+            if job is None:
+                raise ClusterError(f"a worker cannot start:\n{error}") from None
             return [Failed(job.number, FailureKind.CODE, str(error), worker.name)]
         except RayError as error:
             return self._lost(worker, error)
@@ -183,10 +192,10 @@ class RayExecutor:
         if worker.loading is not None:
             self._start_failures += 1
             if self._start_failures >= START_FAILURES:
-                raise ClusterError(f"{START_FAILURES} workers in a row died while starting: {_first_line(error)}")
+                raise ClusterError(f"{START_FAILURES} workers in a row died while starting: {first_line(error)}")
         if worker.job is None:
             return []
-        reason = "worker lost" if isinstance(error, RayActorError) else _first_line(error)
+        reason = "worker lost" if isinstance(error, RayActorError) else first_line(error)
         return [Failed(worker.job.number, FailureKind.INFRASTRUCTURE, reason, worker.name)]
 
     def _release(self) -> None:
@@ -201,7 +210,7 @@ def elastic_count(spec: WorkerSpec) -> Callable[[], int]:
 
     def count() -> int:
         try:
-            return plan_workers(None, spec.gpus or None, spec.cpus, spec.device).count
+            return plan_workers(ray.cluster_resources(), None, spec.gpus or None, spec.cpus, spec.device).count
         except ClusterError:
             return 0
 
@@ -218,10 +227,3 @@ def _cause(error: RayTaskError) -> Exception:
     if isinstance(cause, Interrupted):
         return Interrupted(str(cause))
     return cause if isinstance(cause, AutoFTError | OSError) else error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-

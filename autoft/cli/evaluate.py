@@ -33,10 +33,8 @@ def evaluate(args: argparse.Namespace) -> int:
     name = Path(args.checkpoint).name
     splits = {"val_id": Split.VAL_ID, "val_ood": Split.VAL_OOD, **{test: split for test, (split, _) in workspace.data.tests.items()}}
     rows = [row for test in wanted for row in evaluation_rows(workspace, test, splits[test], {"model": name, "seed": 0})]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print(format_table({"study": config.study, "metric": config.metric, "evaluations": rows}))
+    found = {"study": config.study, "metric": config.metric, "evaluations": rows}
+    print(json.dumps(found, indent=1) if args.json else format_table(found))
     return 0
 
 

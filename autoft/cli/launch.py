@@ -2,25 +2,26 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoft.cli.runtime import StopSignal, cache_dir, ray_address, storage_url
+from autoft.cli.runtime import StopSignal, cache_dir, home_dir, ray_address, storage_url
 from autoft.config import StudyConfig, load_config
-from autoft.errors import ClusterError, Interrupted
+from autoft.errors import ClusterError, ConfigError, Interrupted, StudyNotFound
 
 
 def demo(args: argparse.Namespace) -> int:
     """Write the built-in study and launch it."""
-    import platformdirs
-
     from autoft.demo import write_demo
 
-    args.study = write_demo(platformdirs.user_data_path("autoft") / "demo")
+    args.study = write_demo(home_dir() / "demo")
     return launch(args)
 
 
@@ -28,34 +29,48 @@ def launch(args: argparse.Namespace) -> int:
     """Run a study, or go on with one."""
     config = load_config(args.study, args.set)
     stop = StopSignal()
-    try:
-        with stop.installed():
+    again = f"Nothing is lost. Go on with: {shlex.join(['autoft', *sys.argv[1:]])}"
+    with stop.installed():
+        try:
             return _launch(config, args, stop)
-    except Interrupted as error:
-        again = " ".join(["autoft", *sys.argv[1:]])
-        raise Interrupted(f"{error}\nNothing is lost. Go on with: {again}", stop.number or 2) from None
+        except Interrupted as error:
+            raise Interrupted(f"{error}\n{again}", stop.number or signal.SIGINT) from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped\n{again}", stop.number or signal.SIGINT) from None
 
 
 def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> int:
-    from autoft.cli.progress import make_view
+    """Check everything, the quick checks first, and only then make the study and its run folder."""
+    from autoft.cli.progress import is_live, make_view
+    from autoft.fingerprint import check_fingerprint
     from autoft.pipeline import is_complete, prepare, run_pipeline
     from autoft.report.table import format_table
+    from autoft.search import count_finished
     from autoft.workspace import configure_torch
     from storage import open_study
 
     run_dir = Path(args.runs) / config.study
-    with make_view(config, as_json=args.json) as view, contextlib.ExitStack() as stack:
+    stop.announces = args.json or not is_live()
+    _check_flags(args)
+    with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
         view({"event": "preparing", "study": config.study, "storage": url.safe})
+        known = _is_known(url, config.study)  # an unreachable database is reported before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding)
-        handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=True))
-        if is_complete(inputs, handle.study, run_dir):
+        handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=False)) if known else None
+        if handle is not None and is_complete(inputs, handle.study, run_dir):
             view({"event": "already_complete", "study": config.study})
             summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         else:
-            make_executor = _executor_factory(config, args, stop, stack, view)
-            summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop)
+            if handle is not None:
+                check_fingerprint(handle.study, inputs.sections)
+                view({"event": "resuming", "study": config.study, "finished": count_finished(handle.study), "best": _best(handle.study)})
+            make_executor = _connect_workers(config, args, stop, stack, view)
+            if handle is None:
+                handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=True))
+            with stop.deferred():
+                summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop)
         view({"event": "done", "study": config.study, "report": str(run_dir / "report.html"), "summary": str(run_dir / "summary.json")})
     if not args.json:
         print(format_table(summary))
@@ -63,28 +78,71 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
     return 0
 
 
-def _executor_factory(
-    config: StudyConfig, args: argparse.Namespace, stop: StopSignal, stack: contextlib.ExitStack, view: Callable[[dict[str, Any]], None]
-) -> Callable[[], Any]:
-    """How the run gets its workers. The checks that need the cluster are made when the factory is called."""
+def _check_flags(args: argparse.Namespace) -> None:
+    """What can be said about the flags without a study, a database or a cluster."""
+    import torch
 
-    def in_process() -> Any:
-        from autoft.executor import InProcessExecutor
+    from autoft.models.load import resolve_device
 
+    if args.executor == "in-process":
         if args.workers not in (None, 1):
             raise ClusterError(f"--executor in-process runs one trial at a time; --workers {args.workers} needs --executor ray")
+        if args.gpus_per_worker is not None:
+            raise ClusterError("--executor in-process has no workers to share GPUs; --gpus-per-worker needs --executor ray")
+        resolve_device(args.device)
+    elif ray_address() is None:
+        from workers.cluster import require_gpu
+
+        require_gpu(torch.cuda.device_count(), args.gpus_per_worker, args.device, "this machine")
+    folder = next(parent for parent in (args.runs, *args.runs.absolute().parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--runs {args.runs}: {folder} is not a folder that can be written")
+
+
+def _is_known(url: Any, study: str) -> bool:
+    """Whether the database has a study of that name. Raises StorageError if it cannot be reached."""
+    from storage import load_study_readonly
+
+    try:
+        load_study_readonly(url, study)
+    except StudyNotFound:
+        return False
+    return True
+
+
+def _best(study: Any) -> float | None:
+    try:
+        return float(study.best_value)
+    except ValueError:
+        return None
+
+
+def _connect_workers(
+    config: StudyConfig, args: argparse.Namespace, stop: StopSignal, stack: contextlib.ExitStack, view: Callable[[dict[str, Any]], None]
+) -> Callable[[], Any]:
+    """Check that there can be workers, connecting to the cluster for it; returns what makes the executor."""
+    if args.executor == "in-process":
+        from autoft.executor import InProcessExecutor
+        from autoft.models.load import resolve_device
+
         threads = args.threads_per_worker or len(os.sched_getaffinity(0))
-        view({"event": "workers", "count": 1, "device": args.device, "threads": threads})
-        return InProcessExecutor(config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop)
+        view({"event": "workers", "count": 1, "device": resolve_device(args.device).type, "threads": threads})
+        return lambda: InProcessExecutor(config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop)
 
-    def on_ray() -> Any:
-        from workers.cluster import cluster, plan_workers
-        from workers.ray_executor import RayExecutor, elastic_count
+    from workers.cluster import cluster, plan_workers
+    from workers.ray_executor import RayExecutor, elastic_count
 
-        stack.enter_context(cluster(ray_address()))
+    address = ray_address()
+    view({"event": "connecting", "address": address})
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray prints its own account of a lost worker there
+    try:
+        have = stack.enter_context(cluster(address))
+    except SystemExit:  # Ray's own handler of SIGTERM, while it starts
+        stop.number = signal.SIGTERM
+        raise KeyboardInterrupt from None
+    finally:
         stop.reinstall()
-        spec = plan_workers(args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
-        view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
-        return RayExecutor(config, spec, cache_dir(), stop, grow=elastic_count(spec) if args.workers is None else None)
-
-    return in_process if args.executor == "in-process" else on_ray
+    spec = plan_workers(have, args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
+    view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
+    grow = elastic_count(spec) if args.workers is None else None
+    return lambda: RayExecutor(config, spec, cache_dir(), stop, grow=grow)

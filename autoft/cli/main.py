@@ -5,6 +5,8 @@ Commands import what they need when they run, so that `autoft --help` is quick.
 
 import argparse
 import importlib
+import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ EXIT_CODES = """exit codes:
   5 the study exists and differs, or is owned by another process    6 trials cannot run    130 Ctrl-C    143 SIGTERM
 """
 
+DEVICES = ("auto", "cpu", "cuda")
 COMMANDS = {
     "launch": ("launch", "launch"),
     "demo": ("launch", "demo"),
@@ -62,13 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", help="a checkpoint folder, any open_clip folder, or a weights file of the study's model")
     _add_study(evaluate)
     evaluate.add_argument("--sets", metavar="A,B", help="which sets (default: val_id, val_ood and every test set)")
-    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    evaluate.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     _add_json(evaluate)
 
     predict = _command(commands, "predict", "write class probabilities of images as CSV")
     predict.add_argument("checkpoint", type=Path, help="a checkpoint folder")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    predict.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     _add_json(predict, "one JSON object an image instead of CSV")
 
     listing = _command(commands, "list", "list the studies in the database")
@@ -89,8 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
-    if os.environ.get("NO_COLOR") is None and not sys.stderr.isatty():
-        os.environ["NO_COLOR"] = "1"
+    _configure_logging()
     module, function = COMMANDS[args.command]
     try:
         return int(getattr(importlib.import_module(f"autoft.cli.{module}"), function)(args) or 0)
@@ -103,6 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class _ToStderr(logging.Handler):
+    """Prints to whatever stderr is at the time, so that lines go above a live view."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _configure_logging() -> None:
+    """Warnings of our own on stderr; of other libraries, errors."""
+    handler = _ToStderr()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    for ours in ("autoft", "workers", "storage"):
+        logging.getLogger(ours).setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # libraries that set up a logger of their own when they are imported, such as Optuna
 
 
 def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str) -> argparse.ArgumentParser:
@@ -118,9 +137,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
     parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
-    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
+    parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
     parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     _add_json(parser, "one JSON object per event on stdout")
 
 
@@ -133,6 +152,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not (share >= 0 and math.isfinite(share)):
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return share
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
-from autoft.cli.progress import make_view
+from autoft.cli.progress import make_view, stdout_console
 from autoft.cli.runtime import cache_dir, ray_address
 from autoft.config import StudyConfig, load_config
 
@@ -97,17 +97,17 @@ def _resources(folder: Path) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    console = Console()
+    console = stdout_console()
     model, cost, have = facts["model"], facts["budget"], facts["resources"]
     console.print(f"study {facts['study']}, fingerprint {facts['fingerprint']}", markup=False)
     console.print(f"model {model['name']}: {model['parameters']:,} parameters, {model['size']} x {model['size']} pixels", markup=False)
-    table = Table("set", "images", "classes", "smallest class", "largest class")
+    table = Table("set", "images", "classes", "smallest class", "largest class", box=box.SIMPLE_HEAD)
     for row in facts["data"]:
         present = {name: count for name, count in row["per_class"].items() if count}
         least, most = min(present, key=present.__getitem__), max(present, key=present.__getitem__)
         table.add_row(row["set"], f"{row['images']:,}", str(len(present)), f"{least}: {present[least]}", f"{most}: {present[most]}")
     console.print(table)
-    table = Table("hyperparameter", "prior")
+    table = Table("hyperparameter", "prior", box=box.SIMPLE_HEAD)
     for name, prior in facts["search_space"].items():
         table.add_row(name, prior.replace("[", "\\["))
     console.print(table)

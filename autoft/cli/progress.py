@@ -1,12 +1,17 @@
 """What a person sees while a study runs: a live view in a terminal, lines elsewhere, JSON for machines."""
 
+import datetime
 import json
+import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from autoft.config import StudyConfig
 
@@ -27,15 +32,28 @@ class View(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def make_view(config: StudyConfig, as_json: bool) -> View:
-    """The view that fits the output."""
+def make_view(config: StudyConfig, as_json: bool, is_stopping: Callable[[], bool] = lambda: False) -> View:
+    """The view that fits the output; `is_stopping` is asked by the live one."""
     if as_json:
         return JsonView()
-    return LiveView(config) if sys.stderr.isatty() else PlainView(config)
+    return LiveView(config, is_stopping) if is_live() else PlainView(config)
+
+
+def is_live() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def stdout_console() -> Console:
+    """For tables on stdout; in a file or a pipe no cell is cut to the width of a terminal that is not there."""
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 class JsonView:
     """One JSON object per event on stdout."""
+
+    def __init__(self) -> None:
+        self._out = sys.stdout  # as it is now: libraries that print are kept out of it later
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +62,7 @@ class JsonView:
         return None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        print(json.dumps({"time": round(time.time(), 3), **event}), flush=True)
+        print(json.dumps({"time": round(time.time(), 3), **event}), file=self._out, flush=True)
 
     def decoding(self, field: str, done: int, of: int) -> None:
         if done == of:
@@ -59,10 +77,11 @@ class _Score:
         self.best: float | None = None
 
     def take(self, event: dict[str, Any]) -> None:
-        """Note a finished trial's score."""
-        if event["event"] == "trial_ended" and event["state"] == "complete":
+        """Note a finished trial's score, or the best one of an earlier run."""
+        score = event.get("best") if event["event"] == "resuming" else event.get("score")
+        if score is not None and event["event"] in ("resuming", "trial_ended"):
             better = max if self.config.direction == "maximize" else min
-            self.best = event["score"] if self.best is None else better(self.best, event["score"])
+            self.best = score if self.best is None else better(self.best, score)
 
     def text(self, score: float | None) -> str:
         """A score as people read it."""
@@ -78,8 +97,12 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"study {event['study']}: checking data and model; studies are kept in {event['storage']}"
         case "already_complete":
             return f"study {event['study']} is complete already; nothing to do"
+        case "resuming":
+            return f"going on with {event['finished']} of {score.config.search.n_trials} trials done, best {score.text(score.best)}"
+        case "connecting":
+            return f"connecting to Ray at {event['address']} ..." if event["address"] else "starting Ray on this machine ..."
         case "workers":
-            return f"{event['count']} worker(s) on {event['device']}, {event['threads']} thread(s) each"
+            return f"{plural(event['count'], 'worker')} on {event['device']}, {plural(event['threads'], 'thread')} each"
         case "trial_ended":
             return _trial_line(event, score)
         case "trial_retried":
@@ -88,11 +111,12 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"{_STAGES.get(event['stage'], event['stage'])} ..."
         case "epoch_ended":
             return f"  {event['stage']} epoch {event['epoch']}: val_id {score.text(event['val_id'])}, train loss {event['train_loss']:.4f}"
-        case "evaluated":
-            return None
-        case "done":
-            return f"study {event['study']} is complete"
     return None
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _trial_line(event: dict[str, Any], score: _Score) -> str:
@@ -138,22 +162,17 @@ class PlainView:
 
 
 class LiveView:
-    """Bars in a terminal: trials with best score, workers and time left; then the steps of each stage."""
+    """In a terminal: one bar for what is going on, above it a line for what is done."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, is_stopping: Callable[[], bool]) -> None:
         self._score = _Score(config)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, TaskID] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), _Note(is_stopping))
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar: TaskID | None = None
+        self._name = ""
+        self._began = (0, 0.0)  # where the bar stood when it was first shown, and when that was
         self._running: set[int] = set()
-        self._workers = 0
+        self._finished = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -163,35 +182,70 @@ class LiveView:
         self._progress.stop()
 
     def decoding(self, field: str, done: int, of: int) -> None:
-        self._update(f"decode {field}", done, of)
+        self._show(f"decoding {field}", done, of)
+        if done == of:
+            self._clear()
+            self._print(f"decoded {of} images of {field}")
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._score.take(event)
+        self._finished = event.get("finished", self._finished)
         match event["event"]:
-            case "workers":
-                self._workers = event["count"]
-                self._say(event)
             case "trial_started":
                 self._running.add(event["trial"])
+                if self._began[0] == self._finished:  # until a trial has ended, time spent on loading is left out
+                    self._began = (self._finished, time.monotonic())
                 self._trials()
             case "trial_ended":
                 self._running.discard(event["trial"])
-                self._trials(event["finished"])
+                self._trials()
             case "stage_progress":
-                self._update(event["stage"], event["done"], event["of"])
+                self._show(event["stage"], event["done"], event["of"])
             case _:
-                self._say(event)
+                self._milestone(event)
 
-    def _say(self, event: dict[str, Any]) -> None:
+    def _milestone(self, event: dict[str, Any]) -> None:
+        if event["event"] == "stage_started" and self._name == "trials":
+            self._print(f"search: {self._finished} trials, best {self._score.text(self._score.best)}")
+        if event["event"] in ("stage_started", "stage_ended"):
+            self._clear()
         line = describe(event, self._score)
         if line is not None:
-            self._progress.console.print(line, markup=False, highlight=False)
+            self._print(line)
+        if event["event"] == "workers":
+            self._show("trials", self._finished, self._score.config.search.n_trials, "workers are loading model and data")
 
-    def _trials(self, finished: int | None = None) -> None:
-        note = f"best {self._score.text(self._score.best)}, {len(self._running)} running on {self._workers} worker(s)"
-        self._update("trials", finished, self._score.config.search.n_trials, note)
+    def _trials(self) -> None:
+        note = f"best {self._score.text(self._score.best)}, {len(self._running)} running"
+        self._show("trials", self._finished, self._score.config.search.n_trials, note)
 
-    def _update(self, name: str, done: int | None, of: int, note: str = "") -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=of, note=note)
-        self._progress.update(self._tasks[name], completed=done, total=of, note=note)
+    def _show(self, name: str, done: int, of: int, note: str = "") -> None:
+        if self._bar is None or name != self._name:
+            self._clear()
+            self._name, self._began = name, (done, time.monotonic())
+            self._bar = self._progress.add_task(name, total=of, completed=done, note=note)
+        before, since = self._began
+        if before < done < of:
+            seconds = (time.monotonic() - since) / (done - before) * (of - done)
+            note = ", ".join(filter(None, (note, f"about {datetime.timedelta(seconds=math.ceil(seconds))} left")))
+        self._progress.update(self._bar, completed=done, note=note)
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+        self._bar, self._name = None, ""
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False)
+
+
+class _Note(ProgressColumn):
+    """What the view says beside the bar, or that the run is stopping: a signal handler cannot print into a live view."""
+
+    def __init__(self, is_stopping: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_stopping = is_stopping
+
+    def render(self, task: Task) -> Text:
+        """Called for every refresh."""
+        return Text("stopping; Ctrl-C again to stop at once" if self._is_stopping() else str(task.fields["note"]))

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,35 +13,50 @@ from storage import StorageURL, embedded_url, take_storage_url
 
 
 def storage_url() -> StorageURL:
-    """AUTOFT_STORAGE_URL or AUTOFT_STORAGE_URL_FILE, else the embedded Postgres, started if needed. Raises StorageError."""
+    """AUTOFT_STORAGE_URL or AUTOFT_STORAGE_URL_FILE, else the embedded Postgres, started if needed. To be called once.
+
+    Raises:
+        StorageError: the URL is not valid, or the embedded Postgres cannot be started.
+    """
     return take_storage_url() or embedded_url()
+
+
+def home_dir() -> Path:
+    """Where the embedded database and the demo are: AUTOFT_HOME, else the user's data folder."""
+    return Path(os.environ.get("AUTOFT_HOME") or platformdirs.user_data_path("autoft")).expanduser()
 
 
 def cache_dir() -> Path:
     """Where decoded images are kept: AUTOFT_CACHE_DIR, else the user's cache folder."""
-    return Path(os.environ.get("AUTOFT_CACHE_DIR") or platformdirs.user_cache_path("autoft") / "images")
+    return Path(os.environ.get("AUTOFT_CACHE_DIR") or platformdirs.user_cache_path("autoft") / "images").expanduser()
 
 
 def ray_address() -> str | None:
     """RAY_ADDRESS: an existing cluster; None: start Ray on this machine."""
-    return os.environ.get("RAY_ADDRESS") or None
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return address if address not in ("", "local") else None
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask for a clean stop; a second one ends the process at once."""
+    """SIGINT and SIGTERM stop a run; a second one ends the process at once.
+
+    They raise KeyboardInterrupt where the program stands, except within `deferred`, where calling this object says whether to stop.
+    """
 
     def __init__(self) -> None:
-        self.number = 0
-        self._event = threading.Event()
+        self.number: int | None = None
+        self.announces = True  # False where a live view says it
+        self._deferred = False
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self._event.is_set()
+        return self.number is not None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals within the block."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.reinstall()
         try:
             yield
         finally:
@@ -55,9 +68,20 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block a signal is only noted, and whoever works looks at it between two steps."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._event.is_set():
+        if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        self._event.set()
-        os.write(sys.stderr.fileno(), b"\nstopping after the current step; once more to stop at once\n")
+        if not self._deferred:
+            raise KeyboardInterrupt
+        if self.announces:
+            os.write(2, b"\nstopping after the current step; once more to stop at once\n")

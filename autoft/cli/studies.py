@@ -6,13 +6,13 @@ from typing import Any
 
 from optuna.study import Study
 from optuna.trial import TrialState
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
+from autoft.cli.progress import stdout_console
 from autoft.cli.runtime import storage_url
-from autoft.errors import StudyNotFound
 from autoft.pipeline import CONFIG_ATTRIBUTE, STATE_ATTRIBUTE
-from storage import StudySummary, list_studies, load_study_readonly
+from storage import StorageURL, StudySummary, list_studies, load_study_readonly
 
 
 def list_(args: argparse.Namespace) -> int:
@@ -24,16 +24,16 @@ def list_(args: argparse.Namespace) -> int:
     if not studies:
         print("no studies yet; `autoft launch FILE` makes one")
         return 0
-    table = Table("study", "state", "finished", "running", "failed", "best", "owner", "created")
+    table = Table("study", "state", "finished", "running", "failed", "best", "owner", "created", box=box.SIMPLE_HEAD)
     for facts in studies:
         table.add_row(*(_text(facts[name]) for name in ("study", "state", "finished", "n_running", "n_failed", "best", "owner", "created")))
-    Console().print(table)
+    stdout_console().print(table)
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
     """Where one study stands and who is running it."""
-    facts = _find(args.name)
+    facts = _find(storage_url(), args.name)
     if args.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -44,8 +44,9 @@ def status(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """One study's best configuration and its trials."""
-    facts = _find(args.name)
-    study = load_study_readonly(storage_url(), args.name)
+    url = storage_url()
+    facts = _find(url, args.name)
+    study = load_study_readonly(url, args.name)
     trials = [_trial(trial) for trial in study.get_trials(deepcopy=False)]
     best = _best(study)
     if args.json:
@@ -57,21 +58,18 @@ def show(args: argparse.Namespace) -> int:
         print(f"\nbest trial {best['number']} with score {best['score']:.4f}")
         for name, value in sorted(best["parameters"].items()):
             print(f"  {name:36} {value:.6g}")
-    table = Table("trial", "state", "score", "lr", "weight_decay", "worker", "seconds")
+    table = Table("trial", "state", "score", "lr", "weight_decay", "worker", "seconds", box=box.SIMPLE_HEAD)
     for trial in trials:
         run, parameters = trial["run"], trial["parameters"]
         cells = (trial["number"], trial["state"], trial["score"], parameters.get("lr"), parameters.get("weight_decay"), run.get("worker"), run.get("seconds"))
         table.add_row(*(_text(cell) for cell in cells))
-    Console().print(table)
+    stdout_console().print(table)
     return 0
 
 
-def _find(name: str) -> dict[str, Any]:
-    for summary in list_studies(storage_url()):
-        if summary.name == name:
-            return _facts(summary)
-    load_study_readonly(storage_url(), name)  # raises with near names
-    raise StudyNotFound(f"no study named {name!r}")
+def _find(url: StorageURL, name: str) -> dict[str, Any]:
+    load_study_readonly(url, name)  # raises StudyNotFound, naming studies with a similar name
+    return next(_facts(summary) for summary in list_studies(url) if summary.name == name)
 
 
 def _facts(summary: StudySummary) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class ClipClassifier(nn.Module):
 
     def channels_last(self) -> "ClipClassifier":
         """This model in evaluation mode, its convolutions laid out channels-last."""
-        return self.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return self.to(memory_format=torch.channels_last).eval()
 
     def train_text_tower(self, wanted: bool) -> None:
         """Let the text tower and the logit scale take gradients, or not; the image tower and the head always do."""
@@ -70,7 +70,7 @@ def zero_shot_head(clip: nn.Module, tokenizer: Tokenizer, names: Sequence[str], 
         tokens = tokenizer([template.replace("{}", name) for template in templates]).to(device)
         embeddings = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         rows.append(functional.normalize(embeddings.mean(dim=0), dim=0))
-    weight = torch.stack(rows) * clip.logit_scale.exp()  # type: ignore[operator, union-attr]
+    weight = torch.stack(rows) * clip.logit_scale.exp()  # type: ignore[operator]
     head = nn.Linear(weight.shape[1], weight.shape[0], device=device)
     head.weight.copy_(weight)
     head.bias.zero_()

@@ -50,7 +50,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """Load model, weights (fp32, on the CPU), tokenizer and preprocessing.
 
     Raises:
-        ModelError: unknown architecture or tag, missing files, weights that do not fit, weights that would need unpickling, or
+        ModelError: unknown architecture or tag, missing files, weights that do not fit, are not finite or need unpickling, or
             an activation function other than the one the weights were trained with (QuickGELU).
     """
     with _quiet(), _hub_or_cache(config):
@@ -62,11 +62,6 @@ def _load(config: ModelConfig) -> LoadedModel:
     _check_activation(config, model_cfg)
     try:
         clip = open_clip.create_model(config.name, pretrained=config.pretrained, precision="fp32", require_pretrained=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"the weights of model.name = {config.name!r}, model.pretrained = {config.pretrained!r} contain pickled objects and are "
-            "refused; convert them to safetensors, or save a plain state dict of tensors"
-        ) from None
     except Exception as error:
         raise ModelError(_explain(config, error)) from None
     broken = [name for name, tensor in clip.state_dict().items() if not bool(torch.isfinite(tensor).all())]
@@ -92,27 +87,25 @@ def _architecture(config: ModelConfig) -> Mapping[str, Any]:
         raise ModelError(f"model.pretrained is missing: a tag of {config.name} ({tags}) or the path of a weights file")
     try:
         model_cfg = open_clip.get_model_config(config.name)
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, AttributeError) as error:  # not JSON, or JSON of another shape
         raise ModelError(f"model.name = {config.name!r}: open_clip_config.json is damaged: {_first_line(error)}") from None
     except Exception as error:
         raise ModelError(_explain(config, error)) from None
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
-        raise ModelError(f"model.name = {config.name!r}: open_clip_config.json has no model_cfg with embed_dim, vision_cfg and text_cfg")
+    if not isinstance(model_cfg, dict) or not all(isinstance(model_cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+        raise ModelError(f"model.name = {config.name!r}: open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
     return dict(model_cfg)
 
 
 def _check_activation(config: ModelConfig, model_cfg: Mapping[str, Any]) -> None:
-    """Raise ModelError where the tag's weights were trained with QuickGELU and the architecture has GELU, or the other way round.
+    """Raise ModelError where the tag's weights were trained with QuickGELU and the architecture has GELU.
 
-    open_clip only warns, and only after the download. It cannot be told for a weights file.
+    open_clip only warns, and only after the download. With a weights file there is no way to tell.
     """
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained is not None else None
-    if tag and bool(tag.get("quick_gelu", False)) != bool(model_cfg.get("quick_gelu", False)):
-        plain = config.name.removesuffix("-quickgelu")
-        other = plain if plain != config.name else f"{plain}-quickgelu"
+    if tag and tag.get("quick_gelu") and not model_cfg.get("quick_gelu"):
         raise ModelError(
             f"model.name = {config.name!r} does not use the activation that model.pretrained = {config.pretrained!r} was trained "
-            f"with; use {other}"
+            f"with; use {config.name}-quickgelu"
         )
 
 
@@ -156,7 +149,7 @@ def _where(config: ModelConfig) -> str:
 
 def _explain(config: ModelConfig, error: Exception) -> str:
     text, where = str(error), _where(config)
-    if "Failed to download" in text and huggingface_hub.constants.HF_HUB_OFFLINE:
+    if "cannot find the requested files in the local cache" in text:
         return f"{where}: the Hugging Face Hub cannot be reached ({huggingface_hub.constants.ENDPOINT}), and these files are not in its cache"
     if "not a known tag or valid file" in text:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
@@ -164,8 +157,8 @@ def _explain(config: ModelConfig, error: Exception) -> str:
     if "size mismatch" in text or "Missing key" in text or "Unexpected key" in text:
         problems = [line.strip() for line in text.splitlines()[1:] if line.strip()]
         return f"{where}: the weights do not fit the architecture: {' '.join(problems)[:300]}"
-    if "weights_only" in text.lower() or "unpickl" in text.lower():
-        return f"{where}: the weights contain pickled objects and are refused; convert them to safetensors"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:  # the latter: TorchScript archives
+        return f"{where}: the weights contain pickled objects and are refused; convert them to safetensors, or save a plain state dict"
     if "could not be loaded" in text:
         return f"{where}: no weights were found there (open_clip_model.safetensors)"
     return f"{where}: {_first_line(error)}"

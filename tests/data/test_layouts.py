@@ -139,7 +139,7 @@ def test_shards_in_order_with_numbers_texts_json_and_captions(tmp_path: Path) ->
     write_shard(tmp_path / "s-000.tar", [("./README", b"hi"), ("__index__.json", b"{}"), *shard_members([3, 1])])
     write_shard(
         tmp_path / "s-001.tar",
-        [("sub/x.y.json", b"-"), ("sub/x.JPG", encoded(picture(5), "JPEG")), ("sub/x.json", as_json({"label": "7"})), ("sub/._x.png", b"?")],
+        [("sub/x.y.json", b"-"), ("sub/x.JPG", encoded(picture(5), "JPEG")), ("sub/x.json", as_json({"label": "7"})), ("sub/.png", b"?"), ("sub/x.seg.png", b"?")],
     )
     listing = open_listing(shards(tmp_path / "s-{000..001}.tar"), "data.train")
     assert list(listing.ids) == ["s-000.tar:0000", "s-000.tar:0001", "s-001.tar:sub/x"]
