@@ -26,7 +26,7 @@ def test_an_example_finishes_and_leaves_a_valid_run(home: Home, shared: Path, ch
     assert 0 <= summary["wise_ft"]["alpha"] <= 1
     _check_report(browser, home.runs / study / "report.html", summary)
     for checkpoint in ("final", "wise_ft"):
-        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{home.runs / study / 'checkpoints' / checkpoint}")
+        model, _ = open_clip.create_model_from_pretrained(f"local-dir:{home.runs / study / 'checkpoints' / checkpoint}")
         assert torch.isfinite(model.encode_image(torch.zeros(1, 3, 64, 64))).all()
 
 
