@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
@@ -35,6 +36,7 @@ class Launch:
         self.process = subprocess.Popen(
             command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+        atexit.register(self.process.kill)  # should a test fail before it has ended
         self.events: list[Event] = []
         self.stdout = ""
         self.stderr = ""
@@ -46,9 +48,12 @@ class Launch:
     def wait_for(self, name: str, seconds: float = 120, **expected: Any) -> Event:
         """The next event of that name with these values."""
         deadline = time.monotonic() + seconds
-        while (event := self._coming.get(timeout=max(0.01, deadline - time.monotonic()))) is not None:
-            if event["event"] == name and all(event.get(key) == value for key, value in expected.items()):
-                return event
+        try:
+            while (event := self._coming.get(timeout=max(0.01, deadline - time.monotonic()))) is not None:
+                if event["event"] == name and all(event.get(key) == value for key, value in expected.items()):
+                    return event
+        except queue.Empty:
+            raise AssertionError(f"no {name} {expected} within {seconds} s\n{self.stdout[-3000:]}\n{self.stderr}") from None
         raise AssertionError(f"ended before {name} {expected}: {self.process.wait()}\n{self.stderr}")
 
     def family(self) -> list[psutil.Process]:

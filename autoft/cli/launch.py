@@ -47,7 +47,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
     from autoft.report.table import format_table
     from autoft.search import count_finished
     from autoft.workspace import configure_torch
-    from storage import open_study
+    from storage import open_study, storage_errors
 
     run_dir = Path(args.runs) / config.study
     stop.announces = args.json or not is_live()
@@ -69,7 +69,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
             make_executor = _connect_workers(config, args, stop, stack, view)
             if handle is None:
                 handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=True))
-            with stop.deferred():
+            with stop.deferred(), storage_errors(url):
                 summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop)
         view({"event": "done", "study": config.study, "report": str(run_dir / "report.html"), "summary": str(run_dir / "summary.json")})
     if not args.json:
