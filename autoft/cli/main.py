@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
     _configure_logging()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/adr/0006-passive-waiting.md
     module, function = COMMANDS[args.command]
     try:
         return int(getattr(importlib.import_module(f"autoft.cli.{module}"), function)(args) or 0)
