@@ -60,15 +60,17 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     cache = Path(tempfile.mkdtemp(prefix="autoft-bench-"))
     os.environ["AUTOFT_HOME"] = str(cache / "home")
-    figures = {
-        "overhead_in_process": measure_pairs(config, args, cache, _in_process),
-        "overhead_ray": measure_pairs(config, args, cache, _on_ray(1, args.threads)),
-        "scaling_2_workers": measure_scaling(config, args, cache),
+    record = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "trials": args.trials, "figures": {}}
+    measurements: dict[str, Callable[[], dict[str, Any]]] = {
+        "overhead_in_process": lambda: measure_pairs(config, args, cache, _in_process),
+        "scaling_2_workers": lambda: measure_scaling(config, args, cache),
+        "overhead_ray": lambda: measure_pairs(config, args, cache, _on_ray(1, args.threads)),
     }
-    record = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "trials": args.trials, "figures": figures}
-    print(json.dumps(record, indent=1))
-    if not args.dry_run:
-        _write(record)
+    for name, measure in measurements.items():
+        record["figures"][name] = measure()
+        print(name, json.dumps(record["figures"][name], indent=1), flush=True)
+        if not args.dry_run:
+            _write(record)
 
 
 def hot_inputs(config: StudyConfig, cache: Path) -> Hot:
@@ -100,7 +102,7 @@ def measure_pairs(config: StudyConfig, args: argparse.Namespace, cache: Path, ma
         clock[0] = time.perf_counter()
         bare.append(clock[0] - started)
 
-    n = args.trials + 2  # the first two warm up and are dropped
+    n = args.trials + 1  # the first warms up and is dropped
     config = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": n})})
     executor = make(config, args, cache)
     with _study(config, cache) as (study, journal):
@@ -108,12 +110,12 @@ def measure_pairs(config: StudyConfig, args: argparse.Namespace, cache: Path, ma
         clock[0] = time.perf_counter()
         coordinator.run()
     _close(executor)
-    ratios = [a / b for a, b in zip(service[2:], bare[2:], strict=True)]
+    ratios = [a / b for a, b in zip(service[1:], bare[1:], strict=True)]
     return {
-        "value": statistics.median(service[2:]) / statistics.median(bare[2:]),
+        "value": statistics.median(service[1:]) / statistics.median(bare[1:]),
         "paired_ratio": _spread(ratios),
-        "service_seconds": _spread(service[2:]),
-        "bare_seconds": _spread(bare[2:]),
+        "service_seconds": _spread(service[1:]),
+        "bare_seconds": _spread(bare[1:]),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
