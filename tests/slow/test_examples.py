@@ -48,10 +48,12 @@ def test_the_zero_shot_scores_are_the_published_ones(home: Home) -> None:
 def test_a_checkpoint_scores_the_same_through_evaluate(home: Home, shared: Path) -> None:
     arguments = ("--sets", "photo,cartoon", "--json")
     checkpoint = home.runs / "pacs" / "checkpoints" / "final"
-    rows = json.loads(home.autoft("evaluate", checkpoint, shared / "examples" / "pacs.yaml", *arguments).stdout)
-    recorded = {(row["dataset"], row["metric"]): row["value"] for row in home.summary("pacs")["evaluations"] if row["model"] == "final"}
-    for row in rows:
-        assert row["value"] == pytest.approx(recorded[row["dataset"], row["metric"]], abs=2 / row["n"])
+    rows = json.loads(home.autoft("evaluate", checkpoint, shared / "examples" / "pacs.yaml", *arguments).stdout)["evaluations"]
+    recorded = {row["dataset"]: row for row in home.summary("pacs")["evaluations"] if (row["model"], row["metric"]) == ("final", "accuracy")}
+    scored = {row["dataset"]: row for row in rows if row["metric"] == "accuracy"}
+    assert scored.keys() == {"photo", "cartoon"}
+    for dataset, row in scored.items():  # another batch size or thread count may tip an image or two
+        assert row["value"] == pytest.approx(recorded[dataset]["value"], abs=2 / row["n"])
 
 
 def _check_report(browser: Browser, page: Path, summary: dict[str, Any]) -> None:
