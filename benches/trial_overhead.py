@@ -40,6 +40,7 @@ from autoft.search import Coordinator, study_id
 from benches.bare_loop import Hot, bare_trial, load_hot
 from storage import embedded_url, open_study
 
+FIGURES = ["overhead_in_process", "scaling_2_workers", "overhead_ray"]
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0))
 
@@ -50,24 +51,25 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=HERE.parents[1] / "shared" / "examples" / "pacs.yaml")
     parser.add_argument("--trials", type=int, default=50, help="timed trials of each measurement (default: 50)")
     parser.add_argument("--threads", type=int, default=CORES, help="threads of the one-worker measurements")
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES, help="measure these figures; the record keeps the others")
     parser.add_argument("--dry-run", action="store_true", help="print the figures and write nothing")
     parser.add_argument("--bare-worker", type=int, metavar="N", help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = load_config(args.study, ["search.sampler=random", "search.pruner=none", "search.seed=0"])
     torch.set_flush_denormal(True)  # as the service does
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.bare_worker is not None:
         return _bare_worker(config, args.bare_worker)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     cache = Path(tempfile.mkdtemp(prefix="autoft-bench-"))
     os.environ["AUTOFT_HOME"] = str(cache / "home")
-    record = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "trials": args.trials, "figures": {}}
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "figures": {}}
     measurements: dict[str, Callable[[], dict[str, Any]]] = {
         "overhead_in_process": lambda: measure_pairs(config, args, cache, _in_process),
         "scaling_2_workers": lambda: measure_scaling(config, args, cache),
         "overhead_ray": lambda: measure_pairs(config, args, cache, _on_ray(1, args.threads)),
     }
-    for name, measure in measurements.items():
-        record["figures"][name] = measure()
+    for name in args.only:
+        record["figures"][name] = {"trials": args.trials, **measurements[name]()}
         print(name, json.dumps(record["figures"][name], indent=1), flush=True)
         if not args.dry_run:
             _write(record)
@@ -244,10 +246,11 @@ def _hardware() -> dict[str, Any]:
 
 
 def _write(record: dict[str, Any]) -> None:
-    """A dated record, and the figures by name in latest.json."""
-    records = HERE / "records"
-    records.mkdir(exist_ok=True)
-    (records / f"{record['date']}-trial-overhead.json").write_text(json.dumps(record, indent=1) + "\n")
+    """A dated record, and the figures by name in latest.json. Figures of the same day that were not measured again stay."""
+    path = HERE / "records" / f"{record['date']}-trial-overhead.json"
+    path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    path.write_text(json.dumps({**record, "figures": {**before, **record["figures"]}}, indent=1) + "\n")
     latest = HERE / "latest.json"
     known = json.loads(latest.read_text()) if latest.is_file() else {}
     known.update({name: round(figure["value"], 4) for name, figure in record["figures"].items()})
