@@ -3,7 +3,7 @@
 Nothing here returns NaN: predictions that are not finite raise `NonFiniteScore`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 MetricFunction = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 RESAMPLES = 1000
+# The group of an example that is in none, such as an image of FMoW from no region.
+NO_GROUP = -1
 # Bootstrap counts held at once: bounds memory at 64 MB whatever the number of examples and classes.
 _COUNTS_AT_ONCE = 2**23
 
@@ -43,10 +45,10 @@ def metric_fn(metric: Metric) -> MetricFunction:
     """The metric as a function (logits, labels, groups, class_count) -> scalar tensor on the logits' device.
 
     logits (n, class_count) of any float type, labels (n,) int64 in [0, class_count), groups (n,) integers or None for the class
-    labels; only worst_group_accuracy looks at groups. The scalar is float64 where the device has it. The function waits for the
-    device, to raise
+    labels; only worst_group_accuracy looks at groups, and leaves out examples whose group is -1. The scalar is float64 where the
+    device has it. The function waits for the device, to raise
 
-        DataError: there are no examples, or the shapes do not fit.
+        DataError: there are no examples, or none in a group, or the shapes do not fit.
         NonFiniteScore: a logit or the result is not finite.
     """
     function = _METRICS[metric]
@@ -94,13 +96,13 @@ def score_predictions(
         metric: one of `autoft.config.Metric`.
         logits: (n, class_count).
         labels: (n,) integers in [0, class_count).
-        groups: (n,) integers, or None for the class labels.
+        groups: (n,) integers, -1 for an example in no group; or None for the class labels.
         class_count: number of classes.
         confidence: of the interval, in (0, 1).
         seed: of the bootstrap.
 
     Raises:
-        DataError: there are no examples, or shapes or labels do not fit.
+        DataError: there are no examples, or none in a group, or shapes or labels do not fit.
         NonFiniteScore: a logit or the metric is not finite.
     """
     scores, target = _on_cpu(logits), _on_cpu(labels).long()
@@ -111,6 +113,20 @@ def score_predictions(
     value = metric_value(metric, scores, target, group, class_count)
     low, high = _INTERVALS[metric](scores, target, group, class_count, confidence, seed)
     return Score(metric, value, min(low, value), max(high, value), len(target))
+
+
+def pool_index(projection: Sequence[Sequence[int]]) -> Tensor:
+    """The columns of the logits that each class of a set pools, (classes, widest) int64; a shorter pool repeats its first column."""
+    widest = max(map(len, projection))
+    return torch.tensor([[*columns, *([columns[0]] * (widest - len(columns)))] for columns in projection])
+
+
+def pooled_logits(logits: Tensor, pools: Tensor) -> Tensor:
+    """Logits of a set's own classes: of each, the largest in its pool, as is usual for ObjectNet (Barbu et al. 2019).
+
+    logits (n, study's classes), pools (classes, widest) by `pool_index`, on the same device; returns (n, classes).
+    """
+    return logits[:, pools].amax(dim=2)
 
 
 def clopper_pearson(correct: Array, total: Array, low_tail: float, high_tail: float) -> tuple[Array, Array]:
@@ -143,7 +159,7 @@ def _macro_f1(logits: Tensor, labels: Tensor, _groups: Tensor | None, class_coun
 
 
 def _worst_group_accuracy(logits: Tensor, labels: Tensor, groups: Tensor | None, _class_count: int) -> Tensor:
-    """Minimum over groups that occur; as WILDS does for FMoW's regions (Koh et al. 2021)."""
+    """Minimum over groups that occur; as WILDS does for FMoW's regions, of which "Other" does not count (Koh et al. 2021)."""
     correct, total = _group_counts(logits, labels, groups)
     return (correct.to(_exact(logits.device)) / total).min()
 
@@ -234,12 +250,17 @@ _INTERVALS: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, int, float, in
 
 
 def _group_counts(logits: Tensor, labels: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Right predictions and examples of each group that occurs, (groups,) int64 each."""
+    """Right predictions and examples of each group that occurs, (groups,) int64 each. Raises DataError if no example is in a group."""
     present, index = torch.unique(labels if groups is None else groups, return_inverse=True)
     correct = torch.zeros(len(present), dtype=torch.int64, device=logits.device)
     total = torch.zeros_like(correct)
     correct.index_add_(0, index, (logits.argmax(dim=1) == labels).long())
     total.index_add_(0, index, torch.ones_like(index))
+    if groups is not None:
+        counted = present != NO_GROUP
+        correct, total = correct[counted], total[counted]
+    if not len(total):
+        raise DataError(f"worst_group_accuracy needs groups: none of the {len(labels)} examples is in one")
     return correct, total
 
 

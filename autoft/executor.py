@@ -17,7 +17,7 @@ from autoft.config import StudyConfig
 from autoft.errors import AutoFTError
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, run_stages
-from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial
+from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial, trial_splits
 from autoft.workspace import Workspace, configure_torch
 
 
@@ -32,10 +32,11 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to run."""
+    """A trial to run, or with `confirm_steps` a confirmation run of that many steps; those have negative numbers."""
 
     number: int
     hyperparameters: Hyperparameters
+    confirm_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def describe_failure(error: BaseException) -> str:
 
 def trial_events(workspace: Workspace, job: Job, is_pruned: Callable[[], bool], worker: str) -> Iterator[Event]:
     """Run one trial; its reports as they come, then how it ended. Raises nothing."""
-    trial = run_trial(workspace, job.hyperparameters, is_pruned)
+    trial = run_trial(workspace, job.hyperparameters, is_pruned, job.confirm_steps)
     while True:
         try:
             yield Reported(job.number, next(trial))
@@ -149,7 +150,7 @@ class InProcessExecutor:
 
     def __init__(self, config: StudyConfig, *, device: str, threads: int, cache_dir: Path, should_stop: Callable[[], bool]) -> None:
         configure_torch(threads)
-        self._workspace: Workspace | None = Workspace.load(config, device, cache_dir)
+        self._workspace: Workspace | None = Workspace.load(config, device, cache_dir, trial_splits(config))
         self._device, self._cache_dir, self._should_stop = device, cache_dir, should_stop
         self._queue: deque[Job] = deque()
         self._running: Iterator[Event] | None = None

@@ -33,6 +33,7 @@ def fingerprint_sections(config: StudyConfig, weights: str, data: StudyData) -> 
         "metric": config.metric,
         "search_space": config.search_space.model_dump(mode="json"),
         "search.seed": config.search.seed,
+        "search.objectives": list(config.search.objectives),
         "trial": config.trial.model_dump(mode="json"),
     }
 

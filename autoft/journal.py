@@ -12,7 +12,7 @@ from autoft.errors import StudyConflict
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One trial's end. `digest` identifies the hyperparameters, `reports` are (step, score)."""
+    """One trial's end. `digest` identifies the hyperparameters, `reports` are (step, score), `values` all objectives' scores in order."""
 
     study_id: str
     number: int
@@ -21,6 +21,7 @@ class Entry:
     score: float | None
     reports: tuple[tuple[int, float], ...]
     details: dict[str, Any]
+    values: tuple[float, ...] = ()
 
 
 class Journal:
@@ -48,7 +49,8 @@ class Journal:
             return
         for line in self._path.read_text(encoding="utf-8").splitlines():
             values = json.loads(line)
-            entry = Entry(**(values | {"reports": tuple((step, score) for step, score in values["reports"])}))
+            reports = tuple((step, score) for step, score in values["reports"])
+            entry = Entry(**(values | {"reports": reports, "values": tuple(values.get("values", ()))}))
             if entry.study_id != self._study_id:
                 raise StudyConflict(
                     f"{self._path} belongs to another study of the same name (id {entry.study_id}, this one is {self._study_id}); "

@@ -1,28 +1,31 @@
 """From a study file to a run folder: search, final fine-tune, WiSE-FT, evaluation, report. Every part resumes where it stopped."""
 
-import csv
-import datetime
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autoft.config import StudyConfig, dump_config, section_hash
+from autoft.confirm import Confirmation, confirm, read_confirmation
 from autoft.data import StudyData, load_study_data
+from autoft.enqueue import enqueue
 from autoft.executor import Executor
-from autoft.files import read_json, replace_text_stream, write_json, write_text
+from autoft.files import read_json, write_json, write_text
 from autoft.fingerprint import check_fingerprint, fingerprint, fingerprint_sections
 from autoft.journal import Journal
-from autoft.models import LoadedModel, load_model, state_digest
+from autoft.methods import Setting, method_hyperparameters, slug
+from autoft.models import ClipClassifier, LoadedModel, load_model, state_digest
 from autoft.report import write_report
-from autoft.search import FAILURE_ATTRIBUTE, RUN_ATTRIBUTE, Coordinator, best_trial, count_finished, study_id
+from autoft.search import FINISHED_STATES, RUN_ATTRIBUTE, Coordinator, count_finished, study_id
 from autoft.search_space import Hyperparameters
-from autoft.stages import StageRequest, all_splits, stage_result, trained_methods
+from autoft.stages import StageRequest, all_splits, run_stages, stage_result, trained_methods
+from autoft.trials_table import search_summary, trial_seconds, write_trials
 
 VERSIONED = ("autoft", "torch", "open_clip_torch", "timm", "optuna", "ray", "sqlalchemy", "numpy")
 CONFIG_ATTRIBUTE = "autoft:config"
@@ -38,6 +41,7 @@ class Inputs:
     data: StudyData
     loaded: LoadedModel
     sections: Mapping[str, Any]
+    entries: int  # weights a fine-tune of image tower and head trains
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +60,16 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     data = load_study_data(
         config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=all_splits(config), progress=progress
     )
-    return Inputs(config, data, loaded, fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data))
+    model = ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], len(data.classes)))
+    if config.search_space.layerwise and not config.search_space.layers:
+        from autoft.optim.groups import layer_names
+
+        space = config.search_space.model_copy(update={"layers": layer_names(model)})
+        config = config.model_copy(update={"search_space": space})
+    sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)
+    text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}
+    entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in text)
+    return Inputs(config, data, loaded, sections, entries)
 
 
 def is_complete(inputs: Inputs, study: Study, run_dir: Path) -> bool:
@@ -66,8 +79,14 @@ def is_complete(inputs: Inputs, study: Study, run_dir: Path) -> bool:
         return False
     if count_finished(study) < inputs.config.search.n_trials or not (run_dir / "report.html").is_file():
         return False
-    _, hyperparameters = best_trial(study, inputs.config)
-    return bool(summary.get("run_key") == _run_key(inputs, hyperparameters))
+    confirmation = read_confirmation(study, inputs.config, run_dir, inputs.fingerprint)
+    return confirmation is not None and bool(summary.get("run_key") == _run_key(inputs, confirmation.winner.hyperparameters))
+
+
+def enqueued_configurations(inputs: Inputs) -> dict[str, Hyperparameters]:
+    """The named configurations of `search.enqueue`, in order."""
+    setting = Setting(inputs.config.search_space, inputs.entries, inputs.config.search.seed)
+    return {name: method_hyperparameters(name, setting) for name in inputs.config.search.enqueue}
 
 
 def run_pipeline(
@@ -77,8 +96,12 @@ def run_pipeline(
     run_dir: Path,
     observe: Observe,
     should_stop: Callable[[], bool],
+    warm_start: Mapping[str, Hyperparameters] | None = None,
 ) -> dict[str, Any]:
     """Run a study from wherever it stands to its report; returns the summary.
+
+    Args:
+        warm_start: configurations of earlier studies to try first, by name; see `autoft.enqueue.best_of_study`.
 
     Raises:
         StudyConflict: the study or the run folder belongs to other inputs.
@@ -91,18 +114,17 @@ def run_pipeline(
     write_text(run_dir / "study.yaml", dump_config(config))
     study.set_user_attr(CONFIG_ATTRIBUTE, config.model_dump(mode="json"))
     study.set_user_attr(STATE_ATTRIBUTE, "stopped")  # what it is if this process is killed
+    enqueue(study, config.search_space, {**enqueued_configurations(inputs), **(warm_start or {})}, config.search.n_trials)
     executor = make_executor()
     try:
         Coordinator(config, study, executor, journal, observe, should_stop).run()
-        write_trials(study, run_dir / "trials.csv")
-        _, best = best_trial(study, config)
-        request = StageRequest(
-            config=config, run_dir=run_dir.resolve(), best=best, fingerprint=inputs.fingerprint, versions=package_versions()
-        )
-        executor.run_stages(request, observe)
+        write_trials(study, run_dir / "trials.csv", config.search.objectives)
+        confirmation = confirm(study, config, executor, run_dir, inputs.fingerprint, observe, should_stop)
+        methods = trained_methods(config, confirmation.winner.hyperparameters, inputs.entries)
+        executor.run_stages(stage_request(inputs, run_dir, methods), observe)
     finally:
         executor.close()
-    summary = summarize(inputs, study, run_dir)
+    summary = summarize(inputs, study, run_dir, confirmation)
     write_json(run_dir / "summary.json", summary)
     observe({"event": "stage_started", "stage": "report"})
     write_report(run_dir)
@@ -110,15 +132,60 @@ def run_pipeline(
     return summary
 
 
-def summarize(inputs: Inputs, study: Study, run_dir: Path) -> dict[str, Any]:
-    """The content of summary.json, from the study and the stages' records."""
+def run_finetune(
+    inputs: Inputs,
+    name: str,
+    hyperparameters: Hyperparameters,
+    run_dir: Path,
+    device: str,
+    cache_dir: Path,
+    observe: Observe,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """One full fine-tune with given hyperparameters, WiSE-FT and evaluation in this process, without a search; returns the summary.
+
+    Raises:
+        Interrupted: `should_stop()` said so; calling again goes on from there.
+        TrialCodeError: the fine-tune diverged.
+    """
+    methods = {"final": hyperparameters}
+    run_stages(stage_request(inputs, run_dir, methods), device=device, cache_dir=cache_dir, emit=observe, should_stop=should_stop)
+    final = stage_result(run_dir, "final") or {}
+    summary = {
+        **summary_of_stages(inputs, run_dir, methods),
+        "method": name,
+        "cost": {"final_samples": final["samples"], "final_seconds": final["seconds"], "search_samples": 0, "search_seconds": 0.0},
+    }
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def stage_request(inputs: Inputs, run_dir: Path, methods: Mapping[str, Hyperparameters]) -> StageRequest:
+    """What the stages after the search are run with."""
+    return StageRequest(
+        config=inputs.config, run_dir=run_dir.resolve(), methods=methods, fingerprint=inputs.fingerprint, versions=package_versions()
+    )
+
+
+def summarize(inputs: Inputs, study: Study, run_dir: Path, confirmation: Confirmation) -> dict[str, Any]:
+    """The content of summary.json, from the study, its confirmation and the stages' records."""
+    best = confirmation.winner.hyperparameters
+    methods = trained_methods(inputs.config, best, inputs.entries)
+    return {
+        **summary_of_stages(inputs, run_dir, methods),
+        "run_key": _run_key(inputs, best),
+        "search": search_summary(inputs.config, study, confirmation, run_dir),
+        "cost": _cost(inputs, study.get_trials(deepcopy=False), run_dir, confirmation),
+        "notes": _notes(inputs),
+    }
+
+
+def summary_of_stages(inputs: Inputs, run_dir: Path, methods: Mapping[str, Hyperparameters]) -> dict[str, Any]:
+    """What summary.json says of a run whether or not it had a search."""
     config = inputs.config
-    trial, best = best_trial(study, config)
     final = stage_result(run_dir, "final") or {}
     wise_ft = stage_result(run_dir, "wise_ft") if config.wise_ft is not None else None
-    methods = ["zero_shot", *trained_methods(config, best), *(["wise_ft"] if wise_ft else [])]
-    evaluations = [row for method in methods for row in (stage_result(run_dir, f"evaluate-{method}") or {}).get("evaluations", [])]
-    trials = study.get_trials(deepcopy=False)
+    models = ["zero_shot", *methods, *(["wise_ft"] if wise_ft else [])]
     return {
         "study": config.study,
         "state": "complete",
@@ -126,22 +193,10 @@ def summarize(inputs: Inputs, study: Study, run_dir: Path) -> dict[str, Any]:
         "direction": config.direction,
         "versions": package_versions(),
         "fingerprint": inputs.fingerprint,
-        "run_key": _run_key(inputs, best),
         "description": _describe(inputs),
-        "search": {
-            "n_complete": _count(trials, TrialState.COMPLETE),
-            "n_pruned": _count(trials, TrialState.PRUNED),
-            "n_failed": _count(trials, TrialState.FAIL),
-            "best_trial": {"number": trial.number, "score": trial.value, "hyperparameters": best.to_dict()},
-            **{name: getattr(config.search, name) for name in ("n_trials", "sampler", "pruner", "seed")},
-            "steps": config.trial.steps,
-            "batch_size": config.trial.batch_size,
-        },
         "final": {name: final.get(name) for name in ("hyperparameters", "epochs", "best_epoch", "steps")},
         **({"wise_ft": {name: wise_ft[name] for name in ("alpha", "select_on", "curve")}} if wise_ft else {}),
-        "evaluations": evaluations,
-        "cost": _cost(inputs, trials, run_dir),
-        "notes": _notes(inputs),
+        "evaluations": [row for model in models for row in (stage_result(run_dir, f"evaluate-{model}") or {}).get("evaluations", [])],
     }
 
 
@@ -156,55 +211,22 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def write_trials(study: Study, path: Path) -> None:
-    """The study's trials as a table: state, score, cost, parameters, intermediate scores."""
-    trials = study.get_trials(deepcopy=False)
-    parameters = sorted({name for trial in trials for name in trial.params})
-    steps = sorted({step for trial in trials for step in trial.intermediate_values})
-    columns = ["number", "state", "score", "duration_seconds", "started_at", "finished_at", "worker", "failure_kind"]
-    with replace_text_stream(path) as file:
-        table = csv.writer(file)
-        table.writerow([*columns, *parameters, *(f"report/{step}" for step in steps)])
-        for trial in trials:
-            table.writerow([*_trial_row(trial), *(trial.params.get(name) for name in parameters), *(trial.intermediate_values.get(s) for s in steps)])
-
-
-def _trial_row(trial: FrozenTrial) -> list[Any]:
-    run = trial.user_attrs.get(RUN_ATTRIBUTE, {})
-    score = trial.value if trial.state == TrialState.COMPLETE else None
-    failure = trial.user_attrs.get(FAILURE_ATTRIBUTE)
-    return [trial.number, trial.state.name, score, _seconds(trial), _iso(trial.datetime_start), _iso(trial.datetime_complete), run.get("worker"), failure]
-
-
-def _seconds(trial: FrozenTrial) -> float | None:
-    """Worker time of a trial; the time between ask and tell where the worker did not say."""
-    seconds: float | None = trial.user_attrs.get(RUN_ATTRIBUTE, {}).get("seconds")
-    if seconds is None and trial.duration is not None:
-        seconds = trial.duration.total_seconds()
-    return seconds
-
-
-def _iso(moment: datetime.datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds") if moment is not None else None
-
-
-def _count(trials: Iterable[FrozenTrial], state: TrialState) -> int:
-    return sum(trial.state == state for trial in trials)
-
-
-def _cost(inputs: Inputs, trials: list[FrozenTrial], run_dir: Path) -> dict[str, Any]:
+def _cost(inputs: Inputs, trials: list[FrozenTrial], run_dir: Path, confirmation: Confirmation) -> dict[str, Any]:
     """Training examples and worker seconds spent on searching, and on the final fine-tune it is for."""
+    config = inputs.config
     runs = [trial.user_attrs.get(RUN_ATTRIBUTE, {}) for trial in trials]
-    reports = sum(len(trial.intermediate_values) for trial in trials)
+    scored = sum(len(trial.intermediate_values) or config.trial.repeats for trial in trials if trial.state in FINISHED_STATES)
     final = stage_result(run_dir, "final") or {"samples": 0, "seconds": 0.0}
-    baselines = [stage_result(run_dir, name) or {} for name in inputs.config.evaluate.baselines]
+    baselines = [stage_result(run_dir, slug(name)) or {} for name in config.evaluate.baselines]
     search_samples = sum(run.get("samples", 0) for run in runs)
     return {
         "search_samples": search_samples,
-        "search_eval_samples": reports * len(inputs.data.val_ood),
+        "search_eval_samples": scored * len(inputs.data.val_ood),
+        "confirm_samples": int(confirmation.total("samples")),
         "final_samples": final["samples"],
         "baseline_samples": sum(record.get("samples", 0) for record in baselines),
-        "search_seconds": sum(_seconds(trial) or 0.0 for trial in trials),
+        "search_seconds": sum(trial_seconds(trial) or 0.0 for trial in trials),
+        "confirm_seconds": confirmation.total("seconds"),
         "final_seconds": final["seconds"],
         "search_over_final": search_samples / final["samples"] if final["samples"] else 0.0,
         "workers": len({run["worker"] for run in runs if "worker" in run}),

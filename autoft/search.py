@@ -4,25 +4,25 @@ It is the only process that writes to the study. A trial is RUNNING in the datab
 been written to the journal and told; a coordinator that finds RUNNING trials adopts them: same number, same parameters.
 """
 
-import hashlib
 import logging
 import math
+import statistics
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
-from autoft.config import SearchConfig, StudyConfig
+from autoft.config import StudyConfig
+from autoft.enqueue import configuration_name
 from autoft.errors import ClusterError, Interrupted, TrialCodeError
 from autoft.executor import Event, Executor, Failed, FailureKind, Finished, Job, Reported, Stopped
 from autoft.journal import Entry, Journal
-from autoft.search_space import Hyperparameters, sample_hyperparameters
-from autoft.trial import report_steps
+from autoft.samplers import SeededSampler, make_pruner
+from autoft.search_space import sample_hyperparameters
+from autoft.trial import TrialResult, report_steps
 
 logger = logging.getLogger(__name__)
 
@@ -36,74 +36,9 @@ FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 Observe = Callable[[dict[str, Any]], None]
 
 
-class SeededSampler(optuna.samplers.BaseSampler):
-    """Gives every trial its own random stream, a function of (seed, trial number, parameter).
-
-    A sampler that lives as long as its process repeats itself after a restart, or depends on how often it was restarted. Here
-    a fresh inner sampler is made for each trial, and an independent draw depends on nothing but seed, number and name: with the
-    random sampler the parameters of trial n are the same whatever happened before.
-    """
-
-    def __init__(self, config: SearchConfig) -> None:
-        self._config = config
-        self._inner: optuna.samplers.BaseSampler = self._make(0)
-
-    def _make(self, *key: int | str) -> optuna.samplers.BaseSampler:
-        seed = derive_seed(self._config.seed, *key)
-        if self._config.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._inner = self._make(trial.number)
-        self._inner.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return self._inner.sample_relative(study, trial, search_space)
-
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        return self._make(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self._inner.after_trial(study, trial, state, values)
-
-
-def derive_seed(*key: int | str) -> int:
-    """A 32-bit seed that depends on every part of the key."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4])
-
-
-def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    """The study's pruner, scaled to the steps at which its trials report."""
-    steps = report_steps(config)
-    match config.search.pruner:
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(min_resource=steps[0], max_resource=steps[-1], reduction_factor=3)
-        case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=5)
-        case "none":
-            return optuna.pruners.NopPruner()
-
-
 def count_finished(study: Study) -> int:
     """Trials that count towards `n_trials`: complete and pruned ones."""
     return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
-
-
-def best_trial(study: Study, config: StudyConfig) -> tuple[FrozenTrial, Hyperparameters]:
-    """The best complete trial, in the study's direction, and its hyperparameters replayed through the sampling function.
-
-    Raises:
-        TrialCodeError: no trial is complete.
-    """
-    try:
-        trial = study.best_trial
-    except ValueError:
-        raise TrialCodeError(f"study {config.study} has no complete trial: every one was pruned or diverged") from None
-    return trial, sample_hyperparameters(trial, config.search_space)
 
 
 @dataclass
@@ -114,6 +49,7 @@ class _Running:
     job: Job
     known_steps: frozenset[int] = frozenset()  # reported by an earlier run: Optuna keeps the first report of a step
     reports: list[tuple[int, float]] = field(default_factory=list)
+    enqueued: bool = False  # never pruned: the study is not to be worse than this configuration
     pruned: bool = False
     attempts: int = 1
 
@@ -128,6 +64,8 @@ class Coordinator:
         self._observe, self._should_stop = observe, should_stop
         self._running: dict[int, _Running] = {}
         self._given_up = 0
+        self._last_report = report_steps(config)[-1]
+        self._one_objective = len(config.search.objectives) == 1  # Optuna takes reports and prunes for one only
         study.sampler = SeededSampler(config.search)
         study.pruner = make_pruner(config)
 
@@ -163,9 +101,11 @@ class Coordinator:
     def _start(self, trial: Trial, known_steps: Collection[int] | None = None) -> None:
         hyperparameters = sample_hyperparameters(trial, self._config.search_space)
         job = Job(trial.number, hyperparameters)
-        self._running[trial.number] = _Running(trial, job, frozenset(known_steps or ()))
+        name = configuration_name(trial)
+        self._running[trial.number] = _Running(trial, job, frozenset(known_steps or ()), enqueued=name is not None)
         self._executor.submit(job)
-        self._observe({"event": "trial_started", "trial": trial.number, "adopted": known_steps is not None})
+        named = {"name": name} if name else {}
+        self._observe({"event": "trial_started", "trial": trial.number, "adopted": known_steps is not None, **named})
 
     def _handle(self, event: Event) -> None:
         running = self._running.get(event.number)
@@ -175,11 +115,11 @@ class Coordinator:
             case Reported(_, report):
                 self._report(running, report.step, report.score)
             case Finished(_, result, worker):
-                details = {"worker": worker, "seconds": result.seconds, "samples": result.samples}
+                details = _details(result, worker)
                 if running.pruned:
                     self._end(running, "pruned", None, details)
-                elif math.isfinite(result.score):
-                    self._end(running, "complete", result.score, details)
+                elif all(map(math.isfinite, (result.score, *result.values.values()))):
+                    self._end(running, "complete", result, details)
                 else:
                     self._end(running, "pruned", None, details, FailureKind.DIVERGED)
             case Stopped(_, samples, seconds, worker):
@@ -189,11 +129,11 @@ class Coordinator:
 
     def _report(self, running: _Running, step: int, score: float) -> None:
         running.reports.append((step, score))
-        if step not in running.known_steps:
+        if step not in running.known_steps and self._one_objective:
             running.trial.report(score, step)
         self._observe({"event": "trial_reported", "trial": running.job.number, "step": step, "score": score})
-        last = step >= self._config.trial.steps
-        if not last and not running.pruned and running.trial.should_prune():
+        may_prune = self._one_objective and not running.enqueued and not running.pruned and step < self._last_report
+        if may_prune and running.trial.should_prune():
             running.pruned = True
             self._executor.prune(running.job.number)
 
@@ -227,7 +167,7 @@ class Coordinator:
                 raise TrialCodeError(f"trial {number} failed, and so would every other:\n{failure.message}")
 
     def _end(
-        self, running: _Running, state: Any, score: float | None, details: dict[str, Any], failure: FailureKind | None = None
+        self, running: _Running, state: Any, result: TrialResult | None, details: dict[str, Any], failure: FailureKind | None = None
     ) -> None:
         """Write a trial's end to the journal, then to the study."""
         if failure is not None:
@@ -237,17 +177,25 @@ class Coordinator:
             number=running.job.number,
             digest=running.job.hyperparameters.digest(),
             state=state,
-            score=score,
-            reports=tuple(running.reports),
+            score=None if result is None else result.score,
+            reports=tuple(running.reports) if self._one_objective else (),
             details=details | {"attempts": running.attempts},
+            values=() if result is None else tuple(result.values[name] for name in self._config.search.objectives),
         )
         self._journal.append(entry)
         tell(self._study, running.trial, entry)
         del self._running[running.job.number]
         self._finished += state != "failed"
         self._observe(
-            {"event": "trial_ended", "trial": entry.number, "state": state, "score": score, "finished": self._finished, **entry.details}
+            {"event": "trial_ended", "trial": entry.number, "state": state, "score": entry.score, "finished": self._finished, **entry.details}
         )
+
+
+def _details(result: TrialResult, worker: str) -> dict[str, Any]:
+    """What is noted on a trial beside its score."""
+    repeats = {"repeats": list(result.repeats), "repeat_sd": statistics.stdev(result.repeats)} if len(result.repeats) > 1 and math.isfinite(result.score) else {}
+    interval = {"ci_low": result.ci_low, "ci_high": result.ci_high} if math.isfinite(result.score) else {}
+    return {"worker": worker, "seconds": result.seconds, "samples": result.samples, **interval, **repeats}
 
 
 def study_id(study: Study) -> str:
@@ -267,7 +215,7 @@ def tell(study: Study, trial: Trial, entry: Entry) -> None:
         trial.set_user_attr(FAILURE_ATTRIBUTE, entry.details[FAILURE_ATTRIBUTE])
     match entry.state:
         case "complete":
-            study.tell(trial, entry.score)
+            study.tell(trial, list(entry.values) or entry.score)
         case "pruned":
             study.tell(trial, state=TrialState.PRUNED)
         case "failed":

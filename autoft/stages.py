@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from autoft.errors import Interrupted, TrialCodeError
 from autoft.evaluate import NonFiniteScore, score_predictions
 from autoft.files import read_json, write_json
 from autoft.finetune import Diverged, Recipe, check_finite, final_recipe, finetune, training_state
-from autoft.methods import BASELINES
+from autoft.head import refresh_head
+from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import CheckpointInfo, copy_state, interpolate, read_state, save_checkpoint
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace
@@ -35,11 +36,14 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StageRequest:
-    """What the stages need to know; everything else is in the study file."""
+    """What the stages need to know; everything else is in the study file.
+
+    methods: the full fine-tunes of the run, by name; `final` is the one WiSE-FT interpolates. See `trained_methods`.
+    """
 
     config: StudyConfig
     run_dir: Path
-    best: Hyperparameters
+    methods: Mapping[str, Hyperparameters]
     fingerprint: str
     versions: dict[str, str]
 
@@ -48,7 +52,7 @@ def run_stages(request: StageRequest, *, device: str, cache_dir: Path, emit: Emi
     """Run every stage that is not done yet. Raises `Diverged`, `Interrupted` or OSError (disk full)."""
     workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
     stages = _Stages(request, workspace, emit, should_stop)
-    for method, hyperparameters in trained_methods(request.config, request.best).items():
+    for method, hyperparameters in request.methods.items():
         stages.train(method, hyperparameters)
     if request.config.wise_ft is not None:
         stages.wise_ft()
@@ -60,10 +64,16 @@ def all_splits(config: StudyConfig) -> list[str]:
     return ["train", "val_id", "val_ood", *config.data.test_id, *config.data.test_ood]
 
 
-def trained_methods(config: StudyConfig, best: Hyperparameters) -> dict[str, Hyperparameters]:
-    """The full fine-tunes of a run: the searched configuration as `final`, and the baselines it is compared with."""
-    final = replace(best, lr=config.search_space.base_lr) if config.final.lr == "base" else best
-    return {"final": final, **{name: BASELINES[name](config.search_space) for name in config.evaluate.baselines}}
+def trained_methods(config: StudyConfig, best: Hyperparameters, entries: int) -> dict[str, Hyperparameters]:
+    """The full fine-tunes of a run: the searched configuration as `final`, and the baselines it is compared with.
+
+    Args:
+        entries: see `autoft.methods.Setting`.
+    """
+    base = {"lr": config.search_space.base_lr, "layer_lr": {}, "layer_weight_decay": {}}
+    final = replace(best, **base) if config.final.lr == "base" else best  # type: ignore[arg-type]
+    setting = Setting(config.search_space, entries, config.search.seed)
+    return {"final": final, **{slug(name): method_hyperparameters(name, setting) for name in config.evaluate.baselines}}
 
 
 def stage_result(run_dir: Path, stage: str) -> dict[str, Any] | None:
@@ -101,7 +111,8 @@ class _Stages:
     def train(self, method: str, hyperparameters: Hyperparameters) -> None:
         """A full fine-tune; its best epoch on VAL_ID becomes `checkpoints/METHOD`."""
         recipe = final_recipe(self._config.final, hyperparameters, len(self._workspace.train))
-        key = section_hash([self._request.fingerprint, hyperparameters.to_dict(), self._config.final.model_dump(), self._content["val_id"]])
+        content = [self._content["val_id"], self._content["val_ood"]]
+        key = section_hash([self._request.fingerprint, hyperparameters.to_dict(), self._config.final.model_dump(), content])
         folder = self._run_dir / "checkpoints" / method
         self._model_keys[method] = key
         training = _Training(self, method, recipe, key)
@@ -131,8 +142,7 @@ class _Stages:
         chosen = max(curve, key=lambda point: (sign * point[section.select_on], point["alpha"]))
         state = interpolate(workspace.zero_shot.tensors, tuned, chosen["alpha"])
         scores = {"val_id": chosen["val_id"], "val_ood": chosen["val_ood"]}
-        hyperparameters = trained_methods(self._config, self._request.best)["final"]
-        self.save(folder, state, "wise_ft", hyperparameters, scores, alpha=chosen["alpha"])
+        self.save(folder, state, "wise_ft", self._request.methods["final"], scores, alpha=chosen["alpha"])
         return {"alpha": chosen["alpha"], "select_on": section.select_on, "curve": curve}
 
     def evaluate(self) -> None:
@@ -150,8 +160,7 @@ class _Stages:
         else:
             folder = self._run_dir / "checkpoints" / method
             copy_state(workspace.model, read_state(folder, workspace.device))
-            trained = trained_methods(self._config, self._request.best)
-            seed = trained["final" if method == "wise_ft" else method].seed
+            seed = self._request.methods["final" if method == "wise_ft" else method].seed
         rows = []
         for name, (split, _) in workspace.data.tests.items():
             self.check_stop(f"before scoring {method} on {name}")
@@ -231,11 +240,14 @@ class _Training:
             if step.number < self._recipe.steps:
                 self._stages.check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
         best = self._epochs[self._best_epoch - 1]
-        self._stages.save(folder, self._best, self._method, self._recipe.hyperparameters, {"val_id": best["val_id"]})
+        copy_state(workspace.model, self._best)
+        val_ood = workspace.score("val_ood")
+        self._stages.save(folder, self._best, self._method, self._recipe.hyperparameters, {"val_id": best["val_id"], "val_ood": val_ood})
         return {
             "hyperparameters": self._recipe.hyperparameters.to_dict(),
             "epochs": self._epochs,
             "best_epoch": self._best_epoch,
+            "val_ood": val_ood,
             "steps": self._recipe.steps,
             "samples": self._recipe.samples,
             "seconds": self._seconds,
@@ -247,6 +259,7 @@ class _Training:
 
     def _end_epoch(self, epoch: int, loss: float) -> None:
         workspace, config = self._stages._workspace, self._stages._config
+        refresh_head(workspace, self._recipe.hyperparameters)
         score = workspace.score("val_id")
         sign = 1 if config.direction == "maximize" else -1
         if not self._epochs or sign * score > sign * self._epochs[self._best_epoch - 1]["val_id"]:
@@ -294,7 +307,7 @@ def evaluation_rows(workspace: Workspace, name: str, split: Split, common: dict[
     metrics = dict.fromkeys((workspace.config.metric, "accuracy", "macro_f1", "worst_group_accuracy"))
     rows = []
     for metric in metrics:
-        score = score_predictions(metric, logits, images.labels_cpu, groups, len(workspace.data.classes.names))
+        score = score_predictions(metric, logits, images.labels_cpu, groups, images.set.class_count)
         rows.append(
             {
                 **common,

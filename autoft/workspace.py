@@ -15,7 +15,7 @@ from autoft.config import StudyConfig
 from autoft.data import ImageSet, StudyData, load_study_data
 from autoft.data.transforms import TrainTransform, eval_transform
 from autoft.errors import ConfigError
-from autoft.evaluate import metric_fn
+from autoft.evaluate import metric_fn, pool_index, pooled_logits
 from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
 from autoft.models.load import resolve_device
 
@@ -46,6 +46,7 @@ class DeviceImages:
             self._pixels = self._pixels.to(device)
         self.labels = self.labels_cpu.to(device)
         self.groups = None if images.groups is None else torch.from_numpy(np.ascontiguousarray(images.groups)).to(device)
+        self.pools = None if images.projection is None else pool_index(images.projection).to(device)
 
     def __len__(self) -> int:
         return len(self.labels_cpu)
@@ -136,17 +137,19 @@ class Workspace:
 
     @torch.no_grad()
     def logits(self, name: str) -> Tensor:
-        """The model's logits (n, classes), fp32, on a set under the evaluation transform. Leaves the model in evaluation mode."""
+        """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode."""
         self.model.eval()
         pixels = self.loaded.preprocess
+        images = self.images(name)
         parts = []
         with self.autocast():
-            for batch in self.images(name).batches(self.config.evaluate.batch_size):
-                parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std)).float())
+            for batch in images.batches(self.config.evaluate.batch_size):
+                logits = self.model(eval_transform(batch, pixels.mean, pixels.std)).float()
+                parts.append(logits if images.pools is None else pooled_logits(logits, images.pools))
         return torch.cat(parts)
 
     def score(self, name: str) -> float:
         """The study's metric on a set; waits for the device. Raises `NonFiniteScore`."""
         images = self.images(name)
         metric = metric_fn(self.config.metric)
-        return float(metric(self.logits(name), images.labels, images.groups, len(self.data.classes.names)))
+        return float(metric(self.logits(name), images.labels, images.groups, images.set.class_count))

@@ -14,7 +14,7 @@ from autoft.finetune import Recipe, Step, finetune
 from autoft.losses import LOSS_TERMS
 from autoft.models import state_digest
 from autoft.search_space import Hyperparameters
-from autoft.stages import StageRequest, all_splits, run_stages
+from autoft.stages import StageRequest, all_splits, run_stages, trained_methods
 from autoft.trial import TrialResult, run_trial
 from autoft.workspace import Workspace
 from tests.studies import write_study
@@ -68,7 +68,11 @@ def stages(
     """Run the stages of a study over `folder`/run; the events."""
     events: list[dict[str, Any]] = []
     request = StageRequest(
-        config=config, run_dir=folder / "run", best=best or hyperparameters(), fingerprint="f" * 16, versions={"autoft": "0"}
+        config=config,
+        run_dir=folder / "run",
+        methods=trained_methods(config, best or hyperparameters(), entries=1000),
+        fingerprint="f" * 16,
+        versions={"autoft": "0"},
     )
     run_stages(request, device="cpu", cache_dir=folder / "cache", emit=events.append, should_stop=should_stop)
     return events

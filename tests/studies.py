@@ -69,7 +69,7 @@ def study_document(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
             "test_ood": {"b": {"layout": "arrays", "path": str(folder / "test_b.npz")}},
         },
         "search_space": {"base_lr": 1e-3},
-        "search": {"n_trials": 6, "sampler": "random", "seed": 3},
+        "search": {"n_trials": 6, "sampler": "random", "seed": 3, "enqueue": [], "confirm": {"repeats": 0}},
         "trial": {"steps": 4, "batch_size": 12},
         "final": {"epochs": 2, "batch_size": 12},
         "wise_ft": {"alphas": [0.0, 0.5, 1.0]},

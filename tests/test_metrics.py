@@ -142,6 +142,49 @@ def test_one_group_is_plain_accuracy() -> None:
     assert (worst.value, worst.ci_low, worst.ci_high) == pytest.approx((plain.value, plain.ci_low, plain.ci_high))
 
 
+def test_macro_f1_by_hand() -> None:
+    """Labels 0 0 0 1 1 2 called 0 0 1 1 3 3: F1 is 4/5, 1/2 and 0 of the three classes that have labels; class 3 has none."""
+    logits, labels = np.eye(4)[[0, 0, 1, 1, 3, 3]], np.array([0, 0, 0, 1, 1, 2])
+    value = score_predictions("macro_f1", logits, labels, None, 4).value
+    assert value == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    reference = sklearn_metrics.f1_score(labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro")
+    assert value == pytest.approx(float(reference))
+
+
+def test_worst_group_accuracy_by_hand() -> None:
+    """Group 5 is right in 2 of 3, group 7 in 1 of 2; the three in no group are all wrong."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    called = np.array([0, 0, 1, 1, 0, 0, 0, 0])
+    groups = np.array([5, 5, 5, 7, 7, -1, -1, -1])
+    score = score_predictions("worst_group_accuracy", np.eye(2)[called], labels, groups, 2)
+    exact = [stats.binomtest(1, 2).proportion_ci(0.95, method="exact").low, stats.binomtest(2, 3).proportion_ci(0.95, method="exact").low]
+    assert (score.value, score.ci_low, score.n) == (0.5, pytest.approx(min(exact)), 8)
+
+
+def test_examples_in_no_group_do_not_count_in_worst_group_accuracy_alone() -> None:
+    logits, labels, groups = predictions(12, 300, 5)
+    groups[labels == 2] = -1
+    logits[labels == 2, 2] -= 50
+    inside = groups >= 0
+    for metric in METRICS:
+        all_of_them = score_predictions(metric, logits, labels, groups, 5)
+        those_in_groups = score_predictions(metric, logits[inside], labels[inside], groups[inside], 5)
+        same = all_of_them.value == those_in_groups.value
+        assert same == (metric == "worst_group_accuracy")
+        if same:
+            assert (all_of_them.ci_low, all_of_them.ci_high) == (those_in_groups.ci_low, those_in_groups.ci_high)
+
+
+def test_worst_group_accuracy_needs_an_example_in_a_group() -> None:
+    logits, labels, _ = predictions(13, 20, 4)
+    nowhere = np.full(20, -1)
+    with pytest.raises(DataError, match="none of the 20 examples is in one"):
+        score_predictions("worst_group_accuracy", logits, labels, nowhere, 4)
+    with pytest.raises(DataError, match="none of the 20 examples is in one"):
+        metric_fn("worst_group_accuracy")(*map(torch.from_numpy, (logits, labels, nowhere)), 4)
+    assert score_predictions("accuracy", logits, labels, nowhere, 4).n == 20
+
+
 def test_groups_matter_to_worst_group_accuracy_alone() -> None:
     logits, labels, groups = predictions(8, 100, 5)
     for metric in METRICS:

@@ -11,10 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from autoft.config import StudyConfig, load_config
+from autoft.confirm import candidates
 from autoft.errors import ClusterError, Interrupted, StudyConflict, TrialCodeError
 from autoft.executor import Event, Failed, FailureKind, Finished, Job, Reported, Stopped
 from autoft.journal import Entry, Journal
-from autoft.search import Coordinator, best_trial, count_finished, study_id
+from autoft.search import Coordinator, count_finished, study_id
 from autoft.trial import Report, TrialResult, report_steps
 from tests.studies import write_study
 
@@ -22,7 +23,10 @@ Answer = Callable[[Job, int], list[Event]]
 
 
 def finished(job: Job, score: float) -> Finished:
-    return Finished(job.number, TrialResult(score=score, steps=4, samples=48, seconds=0.1), "w")
+    result = TrialResult(
+        score=score, ci_low=score, ci_high=score, values={"val_ood": score}, repeats=(score,), steps=4, samples=48, seconds=0.1
+    )
+    return Finished(job.number, result, "w")
 
 
 def by_lr(job: Job, attempt: int) -> list[Event]:
@@ -100,9 +104,9 @@ def test_the_best_trial_respects_the_direction(make_config: Any, tmp_path: Path,
     study = new_study(config.direction)
     executor = ScriptedExecutor(by_lr, 3)
     search(config, study, executor, tmp_path)
-    trial, hyperparameters = best_trial(study, config)
-    assert trial.value == pick(t.value for t in study.trials)
-    assert hyperparameters == next(job.hyperparameters for job in executor.submitted if job.number == trial.number)
+    best = candidates(study, config)[0]
+    assert best.score == pick(t.value for t in study.trials)
+    assert best.hyperparameters == next(job.hyperparameters for job in executor.submitted if job.number == best.number)
 
 
 def test_a_stopped_search_goes_on_where_it_was_and_equals_an_undisturbed_one(make_config: Any, tmp_path: Path) -> None:
@@ -124,7 +128,7 @@ def test_a_stopped_search_goes_on_where_it_was_and_equals_an_undisturbed_one(mak
 
 
 def test_a_trial_interrupted_between_two_suggestions_gets_the_rest_it_would_have_had(make_config: Any, tmp_path: Path) -> None:
-    from autoft.search import SeededSampler
+    from autoft.samplers import SeededSampler
     from autoft.search_space import sample_hyperparameters
 
     config = make_config(search__n_trials=3)

@@ -30,7 +30,7 @@ def test_the_paper_space_has_the_published_ranges() -> None:
     assert (found["lr"].low, found["lr"].high, found["lr"].log) == (pytest.approx(1e-6), pytest.approx(1e-2), True)
     assert (found["weight_decay"].low, found["weight_decay"].high, found["weight_decay"].log) == (0.0, 1.0, False)
     assert (found["seed"].low, found["seed"].high) == (0, 100)
-    for term in SEARCHED_TERMS:
+    for term in set(SEARCHED_TERMS) - {"cross_entropy"}:
         weight = found[f"loss_weight/{term}"]
         assert (weight.low, weight.high, weight.log) == (1e-4, 10.0, True)
 

@@ -181,7 +181,7 @@ def _spy_on_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     def spied(workspace: Workspace, recipe: Any, resume: Any = None) -> Iterator[Any]:
-        for step in finetune(workspace, recipe, resume):
+        for step in finetune(workspace, recipe, resume, report_norms=True):
             seen.append((recipe, step.optimizer.param_groups[0]["lr"], step.terms))
             yield step
 
@@ -386,7 +386,7 @@ def test_the_best_epoch_respects_the_direction(metric: str, best: int, study: An
     """Epochs score 0.2, 0.9, 0.9 on VAL_ID: the first of the best for accuracy, the lowest for cross-entropy."""
     scores = iter([0.2, 0.9, 0.9])
     with monkeypatch.context() as scripted:
-        scripted.setattr(Workspace, "score", lambda self, name: next(scores))
+        scripted.setattr(Workspace, "score", lambda self, name: next(scores) if name == "val_id" else 0.5)
         stages(study(metric=metric, wise_ft=None), empty, hyperparameters(LR))
     assert results(empty / "run")["final"]["best_epoch"] == best
 
@@ -395,7 +395,7 @@ def test_the_best_epoch_respects_the_direction(metric: str, best: int, study: An
 def test_alpha_respects_the_direction_and_ties_go_to_the_fine_tuned_side(
     metric: str, alpha: float, study: Any, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    val_ood = iter([0.7, 0.3, 0.7])
+    val_ood = iter([0.5, 0.7, 0.3, 0.7])  # of the fine-tuned model, then of each alpha
     with monkeypatch.context() as scripted:
         scripted.setattr(Workspace, "score", lambda self, name: 0.5 if name == "val_id" else next(val_ood))
         stages(study(metric=metric), empty, hyperparameters(LR))
@@ -421,11 +421,12 @@ def test_no_test_set_is_scored_before_the_last_stage_and_each_model_scores_it_on
 
     monkeypatch.setattr(Workspace, "logits", spied)
     config = study(evaluate__baselines=["finetune"])
-    request = StageRequest(config=config, run_dir=empty / "run", best=hyperparameters(LR), fingerprint="f" * 16, versions={})
+    methods = {"final": hyperparameters(LR), "finetune": hyperparameters(LR)}
+    request = StageRequest(config=config, run_dir=empty / "run", methods=methods, fingerprint="f" * 16, versions={})
     run_stages(request, device="cpu", cache_dir=empty / "cache", emit=emit, should_stop=lambda: False)
-    methods = ["zero_shot", "final", "finetune", "wise_ft"]
-    assert [pair for pair in scored if pair[1] in ("a", "b")] == [(f"evaluate-{method}", name) for method in methods for name in ("a", "b")]
-    assert {name for stage, name in scored if stage in ("final", "finetune")} == {"val_id"}
+    models = ["zero_shot", "final", "finetune", "wise_ft"]
+    assert [pair for pair in scored if pair[1] in ("a", "b")] == [(f"evaluate-{model}", name) for model in models for name in ("a", "b")]
+    assert {name for stage, name in scored if stage in ("final", "finetune")} == {"val_id", "val_ood"}
     assert {name for stage, name in scored if stage == "wise_ft"} == {"val_id", "val_ood"}
 
 

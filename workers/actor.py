@@ -24,11 +24,12 @@ class TrialWorker:
     def load(self) -> tuple[str, str | None]:
         """Load everything; the worker's name, and what went wrong if something did."""
         from autoft.executor import describe_failure
+        from autoft.trial import trial_splits
         from autoft.workspace import Workspace, configure_torch
 
         configure_torch(self._threads)
         try:
-            self._workspace = Workspace.load(self._config, self._device, self._cache_dir)
+            self._workspace = Workspace.load(self._config, self._device, self._cache_dir, trial_splits(self._config))
         except Exception as error:
             return self._name, describe_failure(error)
         return self._name, None

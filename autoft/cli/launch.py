@@ -58,7 +58,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
         view({"event": "preparing", "study": config.study, "storage": url.safe})
         known = _is_known(url, config.study)  # an unreachable database is reported before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding)
-        handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=False)) if known else None
+        handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=False)) if known else None
         if handle is not None and is_complete(inputs, handle.study, run_dir):
             view({"event": "already_complete", "study": config.study})
             summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
@@ -66,11 +66,12 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
             if handle is not None:
                 check_fingerprint(handle.study, inputs.sections)
                 view({"event": "resuming", "study": config.study, "finished": count_finished(handle.study), "best": _best(handle.study)})
+            warm_start = _earlier_studies(url, inputs.config)
             make_executor = _connect_workers(config, args, stop, stack, view)
             if handle is None:
-                handle = stack.enter_context(open_study(url, config.study, directions=[config.direction], create=True))
+                handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=True))
             with stop.deferred(), storage_errors(url):
-                summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop)
+                summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop, warm_start)
         view({"event": "done", "study": config.study, "report": str(run_dir / "report.html"), "summary": str(run_dir / "summary.json")})
     if not args.json:
         print(format_table(summary))
@@ -111,10 +112,28 @@ def _is_known(url: Any, study: str) -> bool:
 
 
 def _best(study: Any) -> float | None:
-    try:
-        return float(study.best_value)
-    except ValueError:
+    trials = study.best_trials if len(study.directions) > 1 else study.get_trials(deepcopy=False)
+    scores = [trial.values[0] for trial in trials if trial.state.name == "COMPLETE" and trial.values]
+    if not scores:
         return None
+    return float(max(scores) if study.directions[0].name == "MAXIMIZE" else min(scores))
+
+
+def _earlier_studies(url: Any, config: StudyConfig) -> dict[str, Any]:
+    """The best configurations of `search.warm_start_from`, by name. Raises StudyNotFound, ConfigError."""
+    from autoft.config import SearchSpaceConfig
+    from autoft.enqueue import best_of_study
+    from autoft.pipeline import CONFIG_ATTRIBUTE
+    from storage import load_study_readonly
+
+    found: dict[str, Any] = {}
+    for name in config.search.warm_start_from:
+        study = load_study_readonly(url, name)
+        if CONFIG_ATTRIBUTE not in study.user_attrs:
+            raise StudyNotFound(f"search.warm_start_from: study {name!r} was not made by this program")
+        theirs = SearchSpaceConfig.model_validate(study.user_attrs[CONFIG_ATTRIBUTE]["search_space"])
+        found |= best_of_study(name, study, theirs, config)
+    return found
 
 
 def _connect_workers(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autoft import __version__
 from autoft.errors import AutoFTError
+from autoft.presets import preset_names
 
 EXIT_CODES = """exit codes:
   0 done    1 a bug in autoft    2 wrong input (flag, study file, data, model)    3 the database    4 the cluster
@@ -24,6 +25,7 @@ DEVICES = ("auto", "cpu", "cuda")
 COMMANDS = {
     "launch": ("launch", "launch"),
     "demo": ("launch", "demo"),
+    "finetune": ("finetune", "finetune"),
     "init": ("starter", "init"),
     "plan": ("plan", "plan"),
     "evaluate": ("evaluate", "evaluate"),
@@ -50,12 +52,28 @@ def build_parser() -> argparse.ArgumentParser:
     _add_study(launch)
     _add_run(launch)
 
+    finetune = _command(commands, "finetune", "one full fine-tune with given hyperparameters, WiSE-FT and evaluation; no search")
+    _add_study(finetune)
+    finetune.add_argument(
+        "--hyperparameters",
+        required=True,
+        metavar="NAME|FILE",
+        help="finetune, flyp, l2sp, published/iwildcam, published/fmow, published/imagenet; or a JSON file: a run's summary.json, "
+        "or lr, weight_decay, loss_weights and seed",
+    )
+    finetune.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
+    finetune.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
+    finetune.add_argument("--threads", type=_positive, default=_cores(), metavar="N", help="CPU threads (default: all cores)")
+    _add_json(finetune, "one JSON object per event on stdout")
+
     demo = _command(commands, "demo", "run the whole thing on a small built-in study, in a few minutes and without a network")
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the demo's study file")
     _add_run(demo)
 
-    init = _command(commands, "init", "write a commented study file to start from")
-    init.add_argument("file", nargs="?", type=Path, default=Path("study.yaml"), help="where to write it (default: study.yaml)")
+    init = _command(commands, "init", "write a commented study file to start from, or the study file of a published study")
+    init.add_argument("what", nargs="?", metavar="PRESET", help=f"a published study: {', '.join(preset_names())}")
+    init.add_argument("file", nargs="?", type=Path, metavar="FILE", help="where to write it (default: study.yaml or PRESET.yaml)")
+    init.add_argument("--data-root", type=Path, metavar="DIR", help="of a preset: where its data lie (default: a folder in ./data)")
 
     plan = _command(commands, "plan", "check a study without training: data, model, search space, budget, free resources")
     _add_study(plan)
@@ -146,6 +164,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser, text: str = "JSON on stdout") -> None:
     parser.add_argument("--json", action="store_true", help=text)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(text: str) -> int:

@@ -4,13 +4,14 @@ import argparse
 import json
 from typing import Any
 
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 from rich import box
 from rich.table import Table
 
 from autoft.cli.progress import stdout_console
 from autoft.cli.runtime import storage_url
+from autoft.enqueue import configuration_name
 from autoft.pipeline import CONFIG_ATTRIBUTE, STATE_ATTRIBUTE
 from storage import StorageURL, StudySummary, list_studies, load_study_readonly
 
@@ -55,7 +56,8 @@ def show(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         print(f"{name:12} {_text(value)}")
     if best is not None:
-        print(f"\nbest trial {best['number']} with score {best['score']:.4f}")
+        named = f" ({best['name']})" if best["name"] else ""
+        print(f"\nbest trial {best['number']}{named} with score {best['score']:.4f}")
         for name, value in sorted(best["parameters"].items()):
             print(f"  {name:36} {value:.6g}")
     table = Table("trial", "state", "score", "lr", "weight_decay", "worker", "seconds", box=box.SIMPLE_HEAD)
@@ -97,18 +99,20 @@ def _facts(summary: StudySummary) -> dict[str, Any]:
 
 
 def _best(study: Study) -> dict[str, Any] | None:
-    try:
-        trial = study.best_trial
-    except ValueError:
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE and trial.values]
+    if not complete:
         return None
-    return {"number": trial.number, "score": trial.value, "parameters": trial.params}
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    trial = min(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+    return {"number": trial.number, "name": configuration_name(trial), "score": trial.values[0], "parameters": trial.params}
 
 
 def _trial(trial: Any) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "score": trial.value if trial.state == TrialState.COMPLETE else None,
+        "name": configuration_name(trial),
+        "score": trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
         "parameters": trial.params,
         "reports": {str(step): value for step, value in trial.intermediate_values.items()},
         "run": trial.user_attrs.get("run", {}),

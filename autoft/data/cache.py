@@ -16,6 +16,7 @@ import filelock
 import numpy as np
 import PIL
 from numpy.typing import NDArray
+from PIL import Image
 
 from autoft.data.pixels import side_of, square
 from autoft.data.sets import Listing, PixelSpec
@@ -24,6 +25,8 @@ from autoft.files import read_json, replace_folder, write_json
 
 FORMAT_VERSION = 1
 Progress = Callable[[int, int], None]
+# (decoded image, SHA-256 of its raw bytes, position among the examples) -> the image to keep. Called from several threads.
+Edit = Callable[[Image.Image, bytes, int], Image.Image]
 
 _CHUNK_BYTES = 32 << 20
 _MAX_THREADS = 16
@@ -48,6 +51,7 @@ def load_decoded(
     cache_dir: Path,
     description: Any,
     progress: Progress | None = None,
+    edit: Edit | None = None,
 ) -> Decoded:
     """The pixels of a set's examples, decoded into `cache_dir` unless they are there.
 
@@ -56,8 +60,9 @@ def load_decoded(
 
     Args:
         examples: indices into the listing, (n,).
-        description: what else decides the pixels' meaning (section of the study file, classes), as JSON values.
+        description: what else decides the pixels and their meaning (section of the study file, classes, what `edit` does), as JSON values.
         progress: called with (images done, images in all) while decoding, and not at all where nothing is decoded.
+        edit: applied to each decoded image before it is resized.
 
     Raises:
         DataError: an image cannot be decoded, or the cache cannot be written.
@@ -74,7 +79,7 @@ def load_decoded(
             if found is None:
                 logger.info("decoding %d images of %s", len(examples), listing.field, extra={"action": "decode", "field": listing.field})
                 with replace_folder(folder) as partial:
-                    _build(partial, listing, examples, pixels, shape, progress)
+                    _build(partial, listing, examples, pixels, shape, progress, edit)
                 found = _read(folder, shape)
     except OSError as error:
         raise DataError(f"{listing.field}: cannot write the image cache in {cache_dir}: {error.strerror or error}") from None
@@ -95,13 +100,23 @@ def _key(listing: Listing, examples: NDArray[np.int64], pixels: PixelSpec, descr
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _build(folder: Path, listing: Listing, examples: NDArray[np.int64], pixels: PixelSpec, shape: tuple[int, ...], progress: Progress | None) -> None:
+def _build(
+    folder: Path,
+    listing: Listing,
+    examples: NDArray[np.int64],
+    pixels: PixelSpec,
+    shape: tuple[int, ...],
+    progress: Progress | None,
+    edit: Edit | None,
+) -> None:
     digests = np.empty((shape[0], 32), dtype=np.uint8)
 
     def decode(position: int) -> bytes:
         index = int(examples[position])
-        digests[position] = np.frombuffer(hashlib.sha256(listing.read(index)).digest(), dtype=np.uint8)
-        return square(listing.decode(index), pixels).tobytes()
+        digest = hashlib.sha256(listing.read(index)).digest()
+        digests[position] = np.frombuffer(digest, dtype=np.uint8)
+        image = listing.decode(index)
+        return square(image if edit is None else edit(image, digest, position), pixels).tobytes()
 
     with (folder / "images.npy").open("wb") as file:
         _write_header(file, shape)

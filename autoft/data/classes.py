@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +120,11 @@ def class_rows(listing: Listing, examples: NDArray[np.int64], classes: ClassTabl
             raise DataError(unknown_class(listing.field, str(label), listing.ids[example], classes.keys))
         rows[position] = row
     return rows
+
+
+def class_row_lookup(classes: ClassTable) -> Callable[[str | int], int | None]:
+    """A function from a raw label to its row of the class table, or None if it has none."""
+    return _LabelLookup(classes).row
 
 
 def unknown_class(field: str, label: str, example: str, known: Iterable[str]) -> str:

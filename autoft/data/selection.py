@@ -1,4 +1,4 @@
-"""Which examples of a set are used: slice first, then a draw that is the same on every machine."""
+"""Which examples of a set are used: slice, then half, then a draw; the same on every machine."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,8 +7,10 @@ from autoft.config import DatasetBase
 from autoft.data.sets import Listing
 from autoft.errors import DataError
 
-# Seeds every draw, and nothing else does: a set with the same examples in the same order is drawn the same everywhere.
+# Seeds every draw, and besides `draw_seed` nothing else does: a set with the same examples in the same order is drawn the same everywhere.
 DRAW_SEED = 2024
+# A stream of its own, so that no draw depends on how a set was halved.
+HALF_SEED = 2025
 
 
 def sliced(listing: Listing, dataset: DatasetBase) -> NDArray[np.int64]:
@@ -19,6 +21,32 @@ def sliced(listing: Listing, dataset: DatasetBase) -> NDArray[np.int64]:
     return np.arange(first, last, dtype=np.int64)
 
 
+def halved(dataset: DatasetBase, rows: NDArray[np.int64], field: str) -> NDArray[np.int64]:
+    """Positions in `rows` of one half of each class, sorted; all of them where `half` is not set.
+
+    Each class is shuffled once with a fixed seed and cut in the middle; of an odd number, first gets one more. The two halves of the
+    same examples never overlap and together are all of them.
+
+    Args:
+        rows: class of each example after the slice, (n,).
+
+    Raises:
+        DataError: the half is empty, because no class has two examples.
+    """
+    if dataset.half is None:
+        return np.arange(len(rows), dtype=np.int64)
+    order = np.argsort(np.random.PCG64(HALF_SEED).random_raw(len(rows)), kind="stable")
+    halves = []
+    for row in np.unique(rows):
+        members = order[rows[order] == row]
+        middle = (len(members) + 1) // 2
+        halves.append(members[:middle] if dataset.half == "first" else members[middle:])
+    kept = np.sort(np.concatenate(halves)).astype(np.int64)
+    if len(kept) == 0:
+        raise DataError(f"{field}.half = {dataset.half}: no class has more than one example, so this half is empty")
+    return kept
+
+
 def drawn(dataset: DatasetBase, rows: NDArray[np.int64], field: str) -> NDArray[np.int64]:
     """Positions in `rows` that `max_examples` and `balanced` keep, sorted; with repeats where a class is short.
 
@@ -26,13 +54,13 @@ def drawn(dataset: DatasetBase, rows: NDArray[np.int64], field: str) -> NDArray[
     `Generator`'s methods.
 
     Args:
-        rows: class of each example after the slice, (n,).
+        rows: class of each example after the slice and the half, (n,).
 
     Raises:
         DataError: `max_examples` is smaller than the number of classes and `balanced` is set.
     """
     count = dataset.max_examples
-    bits = np.random.PCG64(DRAW_SEED)
+    bits = np.random.PCG64([DRAW_SEED, dataset.draw_seed] if dataset.draw_seed else DRAW_SEED)
     if count is None or (not dataset.balanced and count >= len(rows)):
         return np.arange(len(rows), dtype=np.int64)
     if not dataset.balanced:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,13 @@ class Listing:
     field: dotted name for messages, such as data.train.
     ids: name of each example for messages: relative path, shard and key, or index.
     labels: raw label of each example: folder name, table value or integer. None: the class is read off the caption.
-    groups: raw group of each example, if the set has groups.
+    groups: raw group of each example, if the set has groups; "" for an example that counts in no group.
     captions: text of each example, if the set has texts.
     read: encoded bytes (or the bytes of the array) of example i; raises DataError.
     decode: RGB image of example i; raises DataError naming field and id if it is corrupt, truncated or empty.
     signature: hash of (path, size, mtime_ns) of the files; differs when a file was changed, added or removed.
+    pools: for a test set with classes of its own, each of its labels with the study's class labels it stands for; None: the set has
+        the study's classes.
     """
 
     field: str
@@ -41,6 +43,7 @@ class Listing:
     read: Callable[[int], bytes]
     decode: Callable[[int], Image.Image]
     signature: str
+    pools: Mapping[str, tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,11 +88,14 @@ class ImageSet:
     """The decoded examples of one data set.
 
     images: (n, side, side, 3) uint8, memory-mapped and read-only.
-    labels: (n,) int64, rows of the study's class table.
-    groups: (n,) int64 into `group_names`, sorted by name; None without groups.
+    labels: (n,) int64, rows of the study's class table, or of `projection` where there is one.
+    class_count: number of classes the labels run over.
+    groups: (n,) int64 into `group_names`, sorted by name, -1 for an example in no group; None without groups.
     content_hash: SHA-256 over each example's raw bytes and class key, in order (with its caption and group where it has them).
         Paths and file dates do not enter.
-    example_hashes: SHA-256 of each example's raw bytes, shortened to 16 hex digits.
+    example_hashes: SHA-256 of each example's raw bytes, shortened to 16 hex digits. A corrupted image has that of the image it was.
+    projection: for a set with classes of its own, the rows of the study's class table that each of them pools; a prediction is the
+        class whose largest logit is largest. None: the study's classes.
     """
 
     field: str
@@ -101,6 +107,7 @@ class ImageSet:
     captions: tuple[str, ...] | None
     content_hash: str
     example_hashes: tuple[str, ...]
+    projection: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,10 +119,14 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class StudyData:
-    """The image sets of a study. Of those `load_study_data` was not asked for, splits are None and tests are absent."""
+    """The image sets of a study. Of those `load_study_data` was not asked for, splits are None and tests are absent.
+
+    drawn: by dotted field, the indices into its own order of the examples a set uses, where `slice`, `half` or `max_examples` chose some.
+    """
 
     classes: ClassTable
     train: ImageSet
     val_id: ImageSet
     val_ood: ImageSet
     tests: Mapping[str, tuple[Split, ImageSet]]
+    drawn: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

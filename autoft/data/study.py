@@ -2,19 +2,22 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from autoft.config import DataConfig, DatasetBase
+from autoft.config import CorruptionsConfig, DataConfig, DatasetBase
 from autoft.data.arrays import forget_arrays
-from autoft.data.cache import load_decoded
+from autoft.data.cache import Edit, load_decoded
 from autoft.data.classes import class_rows, class_table, unknown_class
+from autoft.data.corruptions import CORRUPTIONS, PACKAGE, check_library, chosen_corruption, corrupted, library_versions
 from autoft.data.layouts import open_listing
-from autoft.data.selection import drawn, sliced
+from autoft.data.pools import pool_projection, pool_rows, refuse_pools
+from autoft.data.selection import drawn, halved, sliced
 from autoft.data.sets import ClassTable, ImageSet, Listing, PixelSpec, Split, StudyData
 from autoft.errors import DataError
 
@@ -26,14 +29,35 @@ TRAIN_MARGIN = 1.25
 class _Selected:
     """A set's listing, the examples the study uses, and their classes.
 
-    examples: (n,) indices into the listing. rows: (n,) classes. present: classes in the set after the slice, before the draw.
+    examples: (n,) indices into the listing, each repeated for every corruption where it appears under all of them.
+    rows: (n,) positions in `keys`.
+    keys: the labels of the classes: the study's, or those of the set's own pools.
+    names: their words.
+    present: rows of the study's class table in the set after slice and half, before the draw; none where the set has pools.
+    projection: see `ImageSet`.
     """
 
     dataset: DatasetBase
     listing: Listing
     examples: NDArray[np.int64]
     rows: NDArray[np.int64]
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
     present: frozenset[int]
+    projection: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def variants(self) -> int:
+        """How often each example appears, one after the other."""
+        return len(CORRUPTIONS) if self.dataset.corruptions is not None and self.dataset.corruptions.all else 1
+
+    @property
+    def drawn(self) -> tuple[int, ...] | None:
+        """The indices slice, half and draw left, in order; None where all of the set is used."""
+        dataset = self.dataset
+        if dataset.slice is None and dataset.half is None and dataset.max_examples is None:
+            return None
+        return tuple(self.examples[:: self.variants].tolist())
 
 
 def load_image_set(
@@ -46,7 +70,7 @@ def load_image_set(
     *,
     templates: Sequence[str] = (),
 ) -> ImageSet:
-    """Load one data set: its own order, then `slice`, then `max_examples` and `balanced`.
+    """Load one data set: its own order, then `slice`, `half`, `max_examples` and `balanced`, then `corruptions`.
 
     Args:
         field: dotted name for messages, such as data.train.
@@ -57,8 +81,7 @@ def load_image_set(
     Raises:
         DataError: naming field and value; also if a class is none of `classes`.
     """
-    selected = _select(dataset, open_listing(dataset, field), classes, templates)
-    return _load(selected, classes, pixels, cache_dir, progress)
+    return _load(_select(dataset, open_listing(dataset, field), classes, templates), pixels, cache_dir, progress)
 
 
 def load_study_data(
@@ -86,12 +109,13 @@ def load_study_data(
     for field, item in selected.items():
         pixels = PixelSpec(size, interpolation, resize_mode, TRAIN_MARGIN if field == "data.train" else 1.0)
         report = None if progress is None else _for_field(progress, field)
-        loaded[field] = _load(item, classes, pixels, cache_dir, report)
+        loaded[field] = _load(item, pixels, cache_dir, report)
     forget_arrays()
     tests = {name: (split, loaded[field]) for name, split, field in _tests(data) if field in loaded}
     # Who asks for some splits only knows which; making everyone else handle None would say less.
     train, val_id, val_ood = (cast(ImageSet, loaded.get(f"data.{name}")) for name in ("train", "val_id", "val_ood"))
-    return StudyData(classes, train, val_id, val_ood, tests)
+    drawn_by_field = {field: item.drawn for field, item in selected.items() if item.drawn is not None}
+    return StudyData(classes, train, val_id, val_ood, tests, drawn_by_field)
 
 
 def check_study_data(data: DataConfig) -> list[dict[str, Any]]:
@@ -104,21 +128,21 @@ def check_study_data(data: DataConfig) -> list[dict[str, Any]]:
     Raises:
         DataError: as `load_study_data`, except for images that cannot be decoded.
     """
-    classes, selected = _select_all(data, None)
+    _, selected = _select_all(data, None)
     splits = {"data.train": Split.TRAIN, "data.val_id": Split.VAL_ID, "data.val_ood": Split.VAL_OOD}
     splits |= {field: split for _, split, field in _tests(data)}
-    return [{"field": field, "split": str(splits[field]), **_describe(item, classes)} for field, item in selected.items()]
+    return [{"field": field, "split": str(splits[field]), **_describe(item)} for field, item in selected.items()]
 
 
-def _describe(selected: _Selected, classes: ClassTable) -> dict[str, Any]:
+def _describe(selected: _Selected) -> dict[str, Any]:
     listing, examples = selected.listing, selected.examples
     groups = None
     if listing.groups is not None:
         names, indices = _groups(listing.groups, examples)
-        groups = dict(zip(names, np.bincount(indices, minlength=len(names)).tolist(), strict=True))
-    counts = np.bincount(selected.rows, minlength=len(classes))
+        groups = dict(zip(names, np.bincount(indices[indices >= 0], minlength=len(names)).tolist(), strict=True))
+    counts = np.bincount(selected.rows, minlength=len(selected.names))
     per_class: dict[str, int] = {}
-    for name, count in zip(classes.names, counts.tolist(), strict=True):
+    for name, count in zip(selected.names, counts.tolist(), strict=True):
         per_class[name] = per_class.get(name, 0) + count
     captions = listing.captions is not None
     return {"n": len(examples), "available": len(listing), "per_class": per_class, "groups": groups, "captions": captions}
@@ -134,6 +158,7 @@ def _tests(data: DataConfig) -> Iterator[tuple[str, Split, str]]:
 def _select_all(data: DataConfig, splits: Collection[str] | None) -> tuple[ClassTable, dict[str, _Selected]]:
     """Class table and wanted sets, by field. TRAIN is listed in any case, because it says which classes there are."""
     listing = open_listing(data.train, "data.train")
+    refuse_pools(listing)
     classes = class_table(data, listing)
     train = _select(data.train, listing, classes, data.templates)
     selected: dict[str, _Selected] = {}
@@ -158,35 +183,67 @@ def _check_classes(selected: _Selected, train: _Selected, classes: ClassTable) -
 
 def _select(dataset: DatasetBase, listing: Listing, classes: ClassTable, templates: Sequence[str]) -> _Selected:
     examples = sliced(listing, dataset)
-    rows = class_rows(listing, examples, classes, templates)
+    if listing.pools is None:
+        rows = class_rows(listing, examples, classes, templates)
+    else:
+        refuse_pools(listing)
+        rows = pool_rows(listing, examples)
+    half = halved(dataset, rows, listing.field)
+    examples, rows = examples[half], rows[half]
     kept = drawn(dataset, rows, listing.field)
-    return _Selected(dataset, listing, examples[kept], rows[kept], frozenset(np.unique(rows).tolist()))
+    if listing.pools is None:
+        selected = _Selected(dataset, listing, examples[kept], rows[kept], classes.keys, classes.names, frozenset(np.unique(rows).tolist()))
+    else:
+        labels = tuple(sorted(listing.pools))
+        selected = _Selected(dataset, listing, examples[kept], rows[kept], labels, labels, frozenset(), pool_projection(listing, classes))
+    if dataset.corruptions is not None:
+        check_library(listing.field)
+    n = selected.variants
+    return replace(selected, examples=np.repeat(selected.examples, n), rows=np.repeat(selected.rows, n))
 
 
-def _load(
-    selected: _Selected, classes: ClassTable, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None
-) -> ImageSet:
+def _load(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None) -> ImageSet:
     listing, examples, rows = selected.listing, selected.examples, selected.rows
-    description = {"dataset": selected.dataset.model_dump(mode="json"), "classes": classes.keys}
-    decoded = load_decoded(listing, examples, pixels, cache_dir, description, progress)
+    corruptions = selected.dataset.corruptions
+    versions = None if corruptions is None else library_versions()
+    description = {"dataset": selected.dataset.model_dump(mode="json"), "classes": selected.keys, "corruptions": versions}
+    edit = None if corruptions is None else _corrupt(corruptions, listing.field)
+    decoded = load_decoded(listing, examples, pixels, cache_dir, description, progress, edit)
     captions = None if listing.captions is None else tuple(listing.captions[i] for i in examples)
     group_names, groups = ((), None) if listing.groups is None else _groups(listing.groups, examples)
     texts = [
-        [classes.keys[row] for row in rows],
+        [selected.keys[row] for row in rows],
         *([captions] if captions is not None else []),
-        *([[group_names[g] for g in groups]] if groups is not None else []),
+        *([["" if g < 0 else group_names[g] for g in groups]] if groups is not None else []),
     ]
+    if corruptions is not None and versions is not None:
+        by = f"severity {corruptions.severity}, {PACKAGE} {versions[PACKAGE]}"
+        names = (_corruption(corruptions, bytes(digest), i) for i, digest in enumerate(decoded.digests))
+        texts.append([f"{name}, {by}" for name in names])
     return ImageSet(
         field=listing.field,
         images=decoded.images,
         labels=rows,
-        class_count=len(classes),
+        class_count=len(selected.keys),
         groups=groups,
         group_names=group_names,
         captions=captions,
         content_hash=_content_hash(decoded.digests, texts),
         example_hashes=tuple(bytes(digest[:8]).hex() for digest in decoded.digests),
+        projection=selected.projection,
     )
+
+
+def _corruption(corruptions: CorruptionsConfig, digest: bytes, position: int) -> str:
+    """The corruption of the example at a position of the set."""
+    return CORRUPTIONS[position % len(CORRUPTIONS)] if corruptions.all else chosen_corruption(digest)
+
+
+def _corrupt(corruptions: CorruptionsConfig, field: str) -> Edit:
+    def edit(image: Image.Image, digest: bytes, position: int) -> Image.Image:
+        return corrupted(image, digest, _corruption(corruptions, digest, position), corruptions.severity, field)
+
+    return edit
 
 
 def _content_hash(digests: NDArray[np.uint8], texts: Sequence[Sequence[str]]) -> str:
@@ -197,11 +254,11 @@ def _content_hash(digests: NDArray[np.uint8], texts: Sequence[Sequence[str]]) ->
 
 
 def _groups(groups: Sequence[str], examples: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the groups that occur, sorted (numbers numerically), and each example's index into them."""
+    """Names of the groups that occur, sorted (numbers numerically), and each example's index into them; -1 for group ""."""
     used = [groups[i] for i in examples]
-    distinct = set(used)
+    distinct = set(used) - {""}
     names = tuple(sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct))
-    index = {name: position for position, name in enumerate(names)}
+    index = {"": -1} | {name: position for position, name in enumerate(names)}
     return names, np.array([index[name] for name in used], dtype=np.int64)
 
 

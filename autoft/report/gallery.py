@@ -1,42 +1,20 @@
 """Which figures a run has, what each says in words, and the numbers behind it."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from autoft.report import plots
+from autoft.report.figures import Cells, Plot
 from autoft.report.metrics import SHARES, format_interval, format_value, metric_in_text, metric_name
-from autoft.report.results import Results, Score, results, study_direction, study_metric
-from autoft.report.trials import Trial, best_so_far
-
-Cells = Sequence[object]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawn figure with its words: `label` for those who cannot see it, `caption` below it, `lines` as CSV."""
-
-    name: str
-    figure: Figure
-    label: str
-    caption: str
-    lines: Sequence[Cells]
-
-    def csv(self) -> str:
-        """The numbers behind the figure, header first."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(self.lines)
-        return buffer.getvalue()
+from autoft.report.results import Results, Score, results, study_metric
+from autoft.report.search_gallery import search_plots
+from autoft.report.trials import Trial
 
 
 def gallery(summary: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, Plot]:
     """Every figure this run has data for, by name. Call inside `figures.style()`."""
     grid = results(summary)
-    makers = (_intervals(grid), _loss_weights(summary), _search(summary, trials), _final(summary), _alpha(summary), _path(summary), _scatter(grid, summary))
+    makers = (_intervals(grid), search_plots(summary, trials), _final(summary), _alpha(summary), _path(summary), _scatter(grid, summary))
     return {plot.name: plot for maker in makers for plot in maker}
 
 
@@ -54,46 +32,6 @@ def _intervals(grid: Results) -> Iterator[Plot]:
                 f"Average over {sets}, with 95 % intervals." if len(grid.of_split(split)) > 1 else f"On {sets}, with 95 % intervals.",
                 [("model", "seed", "value", "ci_low", "ci_high"), *((r.model, r.seed, s.value, s.low, s.high) for r, s in scores)],
             )
-
-
-def _loss_weights(summary: Mapping[str, Any]) -> Iterator[Plot]:
-    best = summary["search"].get("best_trial")
-    weights = best["hyperparameters"]["loss_weights"] if best else {}
-    if weights:
-        said = ", ".join(f"{name} {value:.3g}" for name, value in sorted(weights.items(), key=lambda item: -item[1]))
-        caption = (
-            "Weights of the loss terms; cross-entropy, weight 1 (dashed line), is the reference. Terms differ in scale, so a long bar is not"
-            " by itself a strong influence: the weight norms are means over all parameters and act weakly even at weight 10."
-        )
-        yield Plot("loss_weights", plots.loss_weights(weights), f"Loss weights, log scale: {said}", caption, [("term", "weight"), *weights.items()])
-
-
-def _search(summary: Mapping[str, Any], trials: Sequence[Trial]) -> Iterator[Plot]:
-    metric, direction = study_metric(summary), study_direction(summary)
-    best = summary["search"].get("best_trial")
-    number = best["number"] if best else None
-    if not trials:
-        return
-    running = dict(best_so_far(trials, direction))
-    found = f"best {format_value(best['score'], metric)} in trial {number}" if best else "no trial completed"
-    yield Plot(
-        "history",
-        plots.history(trials, metric, direction, number),
-        f"Optimisation history of {len(trials)} trials: {found}",
-        f"Score of each trial on VAL_OOD; {'higher' if direction == 'maximize' else 'lower'} is better. The best of many noisy"
-        " scores is optimistic: expect less on new data.",
-        [("trial", "state", "score", "best_so_far"), *((t.number, t.state, t.last_score, running.get(t.number)) for t in trials)],
-    )
-    reported = [trial for trial in trials if trial.reports]
-    if any(len(trial.reports) > 1 for trial in reported):
-        stopped = sum(trial.state != "complete" for trial in reported)
-        yield Plot(
-            "intermediate_values",
-            plots.intermediate(reported, metric, number),
-            f"Reported VAL_OOD scores by optimizer step for {len(reported)} trials, {stopped} of them stopped early",
-            "What trials reported on VAL_OOD on the way. Dotted lines that end in a cross were stopped early.",
-            [("trial", "step", "score"), *((t.number, step, score) for t in reported for step, score in t.reports.items())],
-        )
 
 
 def _final(summary: Mapping[str, Any]) -> Iterator[Plot]:

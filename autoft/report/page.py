@@ -12,9 +12,13 @@ from markupsafe import Markup
 from autoft.errors import AutoFTError
 from autoft.files import read_json, write_text
 from autoft.report import figures, metrics
+from autoft.report.enqueued import baseline_sentence, enqueued_of, named
 from autoft.report.gallery import gallery
+from autoft.report.horizon import horizon_of
+from autoft.report.leakage import leakage_of, leakage_warnings, max_distance
 from autoft.report.results import Results, metrics_of, model_name, results, split_name, study_direction, study_metric
 from autoft.report.schema import check_summary
+from autoft.report.selection import confirmation_of, selection_sentences
 from autoft.report.table import has_average
 from autoft.report.trials import Trial, read_trials, top_trials
 from autoft.report.verdict import CAVEAT, subject, verdict
@@ -23,12 +27,19 @@ logger = logging.getLogger(__name__)
 TOP_TRIALS = 10
 OPTIONAL: Mapping[str, Sequence[str]] = {
     "description": ("model", "data", "n_classes"),
-    "search": ("sampler", "pruner", "seed", "steps", "batch_size"),
+    "search": (
+        *("sampler", "pruner", "seed", "steps", "batch_size"),
+        *("repeats", "objectives", "pareto", "reference", "preset", "layerwise", "enqueued", "confirmation", "horizon", "transfer"),
+    ),
     "final": ("hyperparameters",),
     "wise_ft": ("select_on",),
-    "cost": ("workers", "baseline_samples", "search_eval_samples"),
+    "cost": ("workers", "baseline_samples", "search_eval_samples", "confirm_samples", "confirm_seconds"),
 }
-FIGURES = ("intervals_ood", "intervals_id", "loss_weights", "history", "intermediate_values", "alpha_curve", "path", "id_ood", "epochs")
+BEST = ("name", "ci_low", "ci_high")  # optional keys of search.best_trial
+FIGURES = (
+    *("intervals_ood", "intervals_id", "loss_weights", "history", "intermediate_values", "candidates", "pareto", "horizon"),
+    *("alpha_curve", "path", "id_ood", "epochs"),
+)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -56,8 +67,8 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(summary: Mapping[str, Any], trials: Sequence[Trial], drawn: Mapping[str, Mapping[str, Any]], folders: Sequence[str]) -> str:
-    """The page as HTML. `drawn` maps a figure's name to its `svg` and `caption`; `folders` are the checkpoints there are."""
-    summary = _filled(summary)
+    """The page as HTML, with every text of the summary escaped. `drawn` maps a figure's name to its `svg` and `caption`; `folders` are the checkpoints there are."""
+    summary, trials = _filled(summary), named(summary, trials)
     grid = results(summary)
     grids = [results(summary, metric) for metric in metrics_of(summary)]
     direction = study_direction(summary)
@@ -69,6 +80,14 @@ def render(summary: Mapping[str, Any], trials: Sequence[Trial], drawn: Mapping[s
         others=[other for other in grids if other.metric != grid.metric],
         subject=subject(grid),
         best=summary["search"].get("best_trial"),
+        confirmation=confirmation_of(summary),
+        baselines=baseline_sentence(summary, trials),
+        enqueued=enqueued_of(summary, trials),
+        blocks=_blocks(summary, trials),
+        horizon=horizon_of(summary),
+        leakage=leakage_of(summary),
+        leakage_warnings=leakage_warnings(summary),
+        max_distance=max_distance(summary),
         direction=direction,
         study_metric=study_metric(summary),
         plots=drawn,
@@ -110,11 +129,25 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 def _filled(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The summary with None for every optional key, so that the template can be strict about names."""
-    filled = {"description": {}, "final": {}, "wise_ft": None, "notes": [], **summary}
+    filled = {"description": {}, "final": {}, "wise_ft": None, "leakage": None, "notes": [], **summary}
     for section, keys in OPTIONAL.items():
         if filled[section] is not None:
             filled[section] = dict.fromkeys(keys) | filled[section]
+    if filled["search"]["best_trial"]:
+        filled["search"]["best_trial"] = dict.fromkeys(BEST) | filled["search"]["best_trial"]
     return filled
+
+
+def _blocks(summary: Mapping[str, Any], trials: Sequence[Trial]) -> list[tuple[str, float | None, float | None]]:
+    """(block, learning rate, weight decay) of the winner of a layerwise search; from the summary, else from the table of trials."""
+    best = summary["search"]["best_trial"]
+    if not best:
+        return []
+    row = next((trial for trial in trials if trial.number == best["number"]), None)
+    found = best["hyperparameters"]
+    rates = found.get("layer_lr") or (row.layer_lr if row else {})
+    decays = found.get("layer_weight_decay") or (row.layer_weight_decay if row else {})
+    return [(name, rates.get(name), decays.get(name)) for name in dict.fromkeys([*rates, *decays])]
 
 
 def _failure_kinds(trials: Sequence[Trial]) -> dict[str, int]:
@@ -130,7 +163,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "count": count, "exact": exact, "short": short}
+    environment.filters |= {"duration": duration, "count": count, "exact": exact, "short": short, "tidy": tidy}
     environment.globals |= {
         "metric_name": metrics.metric_name,
         "metric_in_text": metrics.metric_in_text,
@@ -140,6 +173,9 @@ def _environment() -> Environment:
         "model_name": model_name,
         "split_name": split_name,
         "has_average": has_average,
+        "selection_sentences": selection_sentences,
+        "points": points,
+        "shares": metrics.SHARES,
         "split_spans": _split_spans,
     }
     return environment
@@ -167,6 +203,19 @@ def duration(seconds: float | None) -> str:
 def count(number: float | None) -> str:
     """`1,234,567`."""
     return metrics.MISSING if number is None else f"{number:,}"
+
+
+def tidy(text: str) -> str:
+    """A sentence whose figures stay together with their per-cent signs."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def points(difference: float | None, metric: str) -> str:
+    """A difference with its sign and without its unit."""
+    if difference is None:
+        return metrics.MISSING
+    size = metrics.format_difference(difference, metric).split()[0]
+    return f"{metrics.MINUS}{size}" if difference < 0 and float(size) else size
 
 
 def exact(number: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What is drawn: optimisation history, intermediate values, loss weights, epochs, alpha, ID against OOD, intervals."""
+"""What is drawn after the search: epochs, alpha, ID against OOD, intervals. The search's own figures are in `search_plots`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from autoft.report.figures import ACCENT, INK, MUTED, PAPER, SIZE, TINT, new_figure
+from autoft.report.figures import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    SIZE,
+    TALL,
+    TINT,
+    legend_above,
+    names_beside,
+    new_figure,
+    short_name,
+    whole_numbers,
+)
 from autoft.report.metrics import SHARES, axis_label, metric_in_text, scale, unit
 from autoft.report.results import Results, Row, Score
-from autoft.report.trials import Trial, best_so_far
 
 # (marker, face, edge) of a model wherever it appears; WiSE-FT's own scatter has a star for zero-shot and diamonds for fine-tuned.
 _MARKERS: Mapping[str, tuple[str, str, str]] = {
@@ -23,87 +35,7 @@ _MARKERS: Mapping[str, tuple[str, str, str]] = {
 }
 _OTHERS = ("s", "^", "v", "P", "X", "<", ">", "p")
 _LOGIT_TICKS = (0.1, 0.5, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 93, 95, 97, 98, 99, 99.5, 99.9)
-TALL = 4.1  # inches
 _EDGE = 1e-3  # shares are drawn no closer than this to 0 and 1, where a logit axis has no end
-
-
-def history(trials: Sequence[Trial], metric: str, direction: str, best: int | None) -> Figure:
-    """Score of each trial, the best so far, and marks at the bottom for trials without a score."""
-    figure, axes = new_figure()
-    factor = scale(metric)
-    line = best_so_far(trials, direction)
-    if line:
-        axes.step([n for n, _ in line], [factor * s for _, s in line], where="post", color=ACCENT, label="best so far", zorder=2)
-    groups = (("complete", "o", INK, INK, "complete"), ("pruned", "o", PAPER, MUTED, "pruned (last report)"))
-    for state, marker, face, edge, label in groups:
-        points = [(t.number, factor * t.last_score) for t in trials if t.state == state and t.last_score is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, mfc=face, mec=edge, ms=4.5, ls="none", label=label, zorder=3)
-    for trial in trials:
-        if trial.number == best and trial.score is not None:
-            axes.plot(best, factor * trial.score, "o", mfc=ACCENT, mec=ACCENT, ms=8, ls="none", label="best trial", zorder=4)
-    for unscored, marker, label in (("failed", "x", "failed"), ("pruned", "|", "pruned without a score")):
-        numbers = [t.number for t in trials if t.state == unscored and t.last_score is None]
-        if numbers:
-            bottom = axes.get_xaxis_transform()
-            axes.plot(numbers, [0.03] * len(numbers), marker, color=INK, ms=6, ls="none", transform=bottom, label=label, clip_on=False)
-    _whole_numbers(axes, [t.number for t in trials])
-    axes.set_xlabel("trial")
-    axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
-    _legend_above(axes)
-    return figure
-
-
-def intermediate(trials: Sequence[Trial], metric: str, best: int | None) -> Figure:
-    """Reported scores of each trial against its step."""
-    figure, axes = new_figure()
-    factor = scale(metric)
-    labelled: set[str] = set()
-    faint = 1.0 if len(trials) <= 40 else 0.45
-    for trial in sorted(trials, key=lambda trial: trial.number == best):
-        label, color, dashes, width = ("complete", MUTED, "-", 0.9) if trial.state == "complete" else ("stopped early", MUTED, ":", 1.1)
-        opacity = faint
-        if trial.number == best:
-            label, color, width, opacity = "best trial", ACCENT, 2.2, 1.0
-        end = "o" if trial.state == "complete" else "x"
-        steps, scores = list(trial.reports), [factor * score for score in trial.reports.values()]
-        if steps:
-            name = label if label not in labelled else "_"
-            last = [len(steps) - 1]
-            axes.plot(steps, scores, dashes, marker=end, markevery=last, ms=4, color=color, lw=width, alpha=opacity, label=name)
-            labelled.add(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("optimizer step of the trial")
-    axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
-    _legend_above(axes)
-    return figure
-
-
-def loss_weights(weights: Mapping[str, float]) -> Figure:
-    """Weights as horizontal bars on a log scale, largest on top, their numbers beside them; a weight of zero has no bar."""
-    figure, axes = new_figure(0.75 + 0.29 * max(len(weights), 2))
-    names = sorted(weights, key=lambda name: weights[name])
-    positive = [value for value in weights.values() if value > 0] or [1.0]
-    low = math.ceil(math.log10(min(positive))) - 1  # powers of ten
-    high = math.ceil(math.log10(max(*positive, 1.0)))
-    low, high = min(low, high - 1), max(high, low + 1)
-    for place, name in enumerate(names):
-        value = weights[name]
-        if value > 0:
-            axes.barh(place, value - 10.0**low, left=10.0**low, height=0.62, color=TINT if name == "cross_entropy" else ACCENT)
-        axes.text(1.03, place, f"{value:.3g}", va="center", fontsize=9, transform=axes.get_yaxis_transform())
-    axes.set_xscale("log")
-    axes.set_xlim(10.0**low, 10.0**high)
-    axes.axvline(1, color=INK, lw=0.9, ls="--", zorder=3)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in range(low, high + 1)]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("weight (log scale)")
-    return figure
 
 
 def epochs(final: Mapping[str, Any], metric: str) -> Figure:
@@ -124,7 +56,7 @@ def epochs(final: Mapping[str, Any], metric: str) -> Figure:
         handles, labels = ([*a, *b] for a, b in zip((handles, labels), right.get_legend_handles_labels(), strict=True))
     if final.get("best_epoch") in numbers:
         axes.axvline(final["best_epoch"], color=ACCENT, lw=0.9, ls=":")
-    _whole_numbers(axes, numbers)
+    whole_numbers(axes, numbers)
     axes.set_xlabel("epoch")
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2.2)
     return figure
@@ -143,7 +75,7 @@ def alpha_curve(wise_ft: Mapping[str, Any], metric: str) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[0].set_xlim(-0.04, 1.04)
     panels[1].set_xlabel("alpha (0: zero-shot, 1: fine-tuned)")
-    _legend_above(panels[0])
+    legend_above(panels[0])
     return figure
 
 
@@ -164,7 +96,7 @@ def path(wise_ft: Mapping[str, Any], metric: str) -> Figure:
     axes.margins(0.08)
     axes.set_xlabel(f"VAL_ID {axis_label(metric)}")
     axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
-    _legend_above(axes, 2)
+    legend_above(axes, 2)
     return figure
 
 
@@ -186,10 +118,10 @@ def scatter(grid: Results, wise_ft: Mapping[str, Any] | None) -> Figure | None:
         marker, face, edge = marker_of(row, grid)
         _whiskers(axes, x, y, grid.metric, edge)
         size = 12 if marker == "*" else 7
-        axes.plot(_drawn(x.value, grid.metric), _drawn(y.value, grid.metric), marker, mfc=face, mec=edge, ms=size, ls="none", label=_short(row.label))
+        axes.plot(_drawn(x.value, grid.metric), _drawn(y.value, grid.metric), marker, mfc=face, mec=edge, ms=size, ls="none", label=short_name(row.label))
     axes.set_xlabel(f"average in distribution {axis_label(grid.metric)}")
     axes.set_ylabel(f"average out of distribution {axis_label(grid.metric)}")
-    _legend_above(axes, 2)
+    legend_above(axes, 2)
     return figure
 
 
@@ -205,11 +137,7 @@ def intervals(grid: Results, split: str) -> Figure | None:
         if score.interval is not None:
             axes.plot([factor * end for end in score.interval], [place, place], color=edge, lw=1.6, solid_capstyle="butt")
         axes.plot(factor * score.value, place, marker, mfc=face, mec=edge, ms=11 if marker == "*" else 7)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [_short(row.label) for row, _ in rows])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
+    names_beside(axes, [row.label for row, _ in rows])
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"{'average ' if len(grid.of_split(split)) > 1 else ''}{axis_label(grid.metric)}")
     return figure
@@ -278,21 +206,3 @@ def _whiskers(axes: Axes, x: Score, y: Score, metric: str, color: str) -> None:
 
 def _meets(xs: tuple[float, float], ys: tuple[float, float]) -> bool:
     return xs[0] <= ys[1] and ys[0] <= xs[1]
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for the figure."""
-    return name if len(name) <= 26 else f"{name[:25]}…"
-
-
-def _whole_numbers(axes: Axes, numbers: Sequence[int]) -> None:
-    """Ticks at whole numbers only, and room around a single one."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if numbers:
-        pad = max(0.5, 0.02 * (max(numbers) - min(numbers)))
-        axes.set_xlim(min(numbers) - pad, max(numbers) + pad)
-
-
-def _legend_above(axes: Axes, columns: int = 3) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.8, columnspacing=1.4)

@@ -10,6 +10,11 @@ from autoft.report.metrics import metric_direction
 MODEL_NAMES: Mapping[str, str] = {
     "zero_shot": "Zero-shot",
     "finetune": "Plain fine-tuning",
+    "flyp": "FLYP (contrastive)",
+    "l2sp": "L2-SP",
+    "published-iwildcam": "Published iWildCam configuration",
+    "published-fmow": "Published FMoW configuration",
+    "published-imagenet": "Published ImageNet configuration",
     "final": "AutoFT",
     "wise_ft": "AutoFT + WiSE-FT",
 }
@@ -145,8 +150,15 @@ def results(summary: Mapping[str, Any], metric: str | None = None) -> Results:
 
 
 def model_name(model: str) -> str:
-    """A model's name as a reader sees it."""
-    return MODEL_NAMES.get(model, model)
+    """A model's name as a reader sees it; `published/fmow` and `published-fmow` are the same."""
+    return MODEL_NAMES.get(model.replace("/", "-"), model)
+
+
+def name_in_text(model: str) -> str:
+    """A model's name inside a sentence: our own start in lower case unless they are proper names; a user's stays as it is."""
+    name = model_name(model)
+    word = name.split()[0] if name.split() else name
+    return name if name == model or word[1:] != word[1:].lower() or any(c.isdigit() for c in word) else name[0].lower() + name[1:]
 
 
 def split_name(split: str) -> str:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoft.report.metrics import MISSING, axis_title, format_interval, format_value
+from autoft.report.metrics import MISSING, axis_title, format_difference, format_interval, format_value
 from autoft.report.results import Results, Row, Score, results, split_name
+from autoft.report.selection import Confirmation, Standing, confirmation_of
 
 WIDTH = 100
 AVERAGE = {"test_id": "average ID", "test_ood": "average OOD"}
+NAME_WIDTH = 26
+STANDINGS: Mapping[Standing, str] = {"toss": "a coin toss", "close": "not distinguishable", "ahead": "clearly ahead"}
 
 
 def summary_table(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -35,6 +38,33 @@ def format_table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
         if max(map(len, text)) <= width:
             return "\n".join([title, "", *text])
     return "\n".join([title, *_long_form(header, rows)])
+
+
+def selection_line(summary: Mapping[str, Any]) -> str | None:
+    """One line on which configuration won the confirmation and whether its lead exceeds the noise; None if none was run.
+
+    Without control characters, whatever a configuration is called.
+    """
+    found = confirmation_of(summary)
+    if found is None:
+        return None
+    winner, second = found.winner, found.runner_up
+    runs = f"{len(winner.runs)} fresh run{'s' if len(winner.runs) != 1 else ''}"
+    text = f"Winner: {_plain(winner.label)}, {format_value(winner.mean, found.metric)} over {runs}"
+    if second is None or found.margin is None:
+        return f"{text}; no other configuration was confirmed"
+    return f"{text}; {format_difference(found.margin, found.metric)} ahead of {_plain(second.label)}, {_against_noise(found)}"
+
+
+def _against_noise(found: Confirmation) -> str:
+    if found.margin_se is None:
+        return "noise not measured"
+    return f"standard error {format_difference(found.margin_se, found.metric)}: {STANDINGS[found.standing]}"
+
+
+def _plain(label: str) -> str:
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in label)
+    return text if len(text) <= NAME_WIDTH + 12 else f"{text[: NAME_WIDTH + 11]}…"
 
 
 def _headings(grid: Results) -> list[tuple[str, str]]:

@@ -13,11 +13,16 @@ State = Literal["complete", "pruned", "failed", "other"]
 _STATES: Mapping[str, State] = {"complete": "complete", "pruned": "pruned", "fail": "failed", "failed": "failed"}
 _LOSS_WEIGHT = "loss_weight/"
 _REPORT = "report/"
+_LAYER_LR, _LAYER_WEIGHT_DECAY = "layer_lr/", "layer_weight_decay/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One line of trials.csv."""
+    """One line of trials.csv. What a table of an older version lacks is None or empty.
+
+    name: of an enqueued configuration. score: on VAL_OOD, with its 95 % interval. val_id: the second objective.
+    repeat_sd: standard deviation over the repeats of this trial.
+    """
 
     number: int
     state: State
@@ -28,6 +33,13 @@ class Trial:
     lr: float | None
     weight_decay: float | None
     seed: str
+    name: str = ""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    val_id: float | None = None
+    repeat_sd: float | None = None
+    layer_lr: Mapping[str, float] = field(default_factory=dict)
+    layer_weight_decay: Mapping[str, float] = field(default_factory=dict)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     reports: Mapping[int, float] = field(default_factory=dict)
 
@@ -37,6 +49,13 @@ class Trial:
         if self.score is None and self.state == "pruned" and self.reports:
             return self.reports[max(self.reports)]
         return self.score
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high) of the score, or None where there is no score or an end is unknown."""
+        if self.score is None or self.ci_low is None or self.ci_high is None:
+            return None
+        return self.ci_low, self.ci_high
 
 
 def read_trials(path: Path) -> list[Trial]:
@@ -75,8 +94,7 @@ def top_trials(trials: Sequence[Trial], direction: str, count: int) -> list[Tria
 
 
 def _trial(line: Mapping[str, str]) -> Trial:
-    weights = {name.removeprefix(_LOSS_WEIGHT): _number(line[name]) for name in line if name.startswith(_LOSS_WEIGHT)}
-    reports = {int(name.removeprefix(_REPORT)): _number(line[name]) for name in line if name.startswith(_REPORT)}
+    reports = {int(step): value for step, value in _under(line, _REPORT).items()}
     return Trial(
         number=int(line["number"]),
         state=_STATES.get(line["state"].rpartition(".")[2].lower(), "other"),
@@ -87,9 +105,22 @@ def _trial(line: Mapping[str, str]) -> Trial:
         lr=_number(line.get("lr")),
         weight_decay=_number(line.get("weight_decay")),
         seed=line.get("seed") or "",
-        loss_weights={name: value for name, value in weights.items() if value is not None},
-        reports={step: value for step, value in sorted(reports.items()) if value is not None},
+        name=line.get("name") or "",
+        ci_low=_number(line.get("ci_low")),
+        ci_high=_number(line.get("ci_high")),
+        val_id=_number(line.get("val_id")),
+        repeat_sd=_number(line.get("repeat_sd")),
+        layer_lr=_under(line, _LAYER_LR),
+        layer_weight_decay=_under(line, _LAYER_WEIGHT_DECAY),
+        loss_weights=_under(line, _LOSS_WEIGHT),
+        reports=dict(sorted(reports.items())),
     )
+
+
+def _under(line: Mapping[str, str], prefix: str) -> dict[str, float]:
+    """The finite numbers of the columns that start with a prefix, by the rest of their names."""
+    cells = {name.removeprefix(prefix): _number(cell) for name, cell in line.items() if name and name.startswith(prefix)}
+    return {name: value for name, value in cells.items() if value is not None}
 
 
 def _number(text: str | None) -> float | None:

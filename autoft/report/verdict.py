@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoft.report.leakage import leakage_caution
 from autoft.report.metrics import format_difference, format_interval, format_value, metric_in_text
-from autoft.report.results import Results, Row, Score, model_name, overlap, results
+from autoft.report.results import Results, Row, Score, model_name, name_in_text, overlap, results
+from autoft.report.selection import confirmation_of, margin_sentence
 
 CAVEAT = (
     "Intervals are 95 % and cover the sampling of test images only, not what another seed or another search would give."
@@ -37,16 +39,18 @@ def subject(grid: Results) -> str | None:
 
 
 def verdict(summary: Mapping[str, Any]) -> list[Statement]:
-    """The checkpoint on average OOD, against zero-shot and every baseline, then on average ID. `CAVEAT` goes with it.
+    """Shared images, the checkpoint on average OOD against zero-shot and every baseline, on average ID, and how sure its choice was.
 
-    Several seeds of one model are read as their mean value with the widest of their intervals.
+    `CAVEAT` goes with it. Several seeds of one model are read as their mean value with the widest of their intervals.
     """
     grid = results(summary)
     name = subject(grid)
     state = summary["state"]
     found = [] if state == "complete" else [Statement(f"This run is not complete (state: {state}); what follows is what it has so far.")]
+    caution = leakage_caution(summary)
+    found += [Statement(caution)] if caution else []
     if name is None:
-        return [*found, _without_tests(summary)]
+        return [*found, _without_tests(summary), *_selection(summary)]
     for split in SPLITS:
         statement = _on_split(grid, name, split)
         if statement is not None:
@@ -55,7 +59,7 @@ def verdict(summary: Mapping[str, Any]) -> list[Statement]:
             found.append(
                 Statement("No out-of-distribution test set was evaluated, so this run does not say how robust the checkpoint is.")
             )
-    return [*found, *_interpolation(summary)]
+    return [*found, *_selection(summary), *_interpolation(summary)]
 
 
 def compare(own: Score, other: Score, grid: Results) -> str:
@@ -80,7 +84,7 @@ def _on_split(grid: Results, name: str, split: str) -> Statement | None:
     for other in dict.fromkeys(row.model for row in grid.rows if row.model not in ("final", "wise_ft")):
         score = _pooled(grid, grid.model(other), split)
         if score is not None:
-            against = f"{_in_text(other)}, {_shown(score, grid.metric)}"
+            against = f"{name_in_text(other)}, {_shown(score, grid.metric)}"
             comparisons.append(f"{compare(own, score, grid)} {against}: {OVERLAP[overlap(own, score)]}")
     return Statement(f"{text}." if comparisons else f"{text}; no other model was evaluated there.", tuple(comparisons))
 
@@ -93,12 +97,6 @@ def _shown(score: Score, metric: str) -> str:
     """Value and interval that stay on one line (no-break spaces)."""
     text = f"{format_value(score.value, metric)} {format_interval(score.low, score.high, metric)}".rstrip()
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _in_text(model: str) -> str:
-    """A model's name inside a sentence: our own names start in lower case there, a user's stays as it is."""
-    name = model_name(model)
-    return name if name == model else name.lower()
 
 
 def _pooled(grid: Results, rows: Sequence[Row], split: str) -> Score | None:
@@ -118,11 +116,19 @@ def _without_tests(summary: Mapping[str, Any]) -> Statement:
     if best is None:
         return Statement("No trial finished with a score, so there is no checkpoint to judge.")
     metric = results(summary).metric
+    confirmed = confirmation_of(summary)
+    value, low, high = (best["score"], best.get("ci_low"), best.get("ci_high")) if confirmed is None else (confirmed.winner.mean, None, None)
+    which = "best trial" if confirmed is None else "chosen configuration, run again with fresh seeds,"
     return Statement(
-        f"No test set was evaluated. The best trial has {_a(metric_in_text(metric))} of"
-        f" {_shown(Score(best['score'], None, None, 0), metric)} on VAL_OOD, the set it was chosen on: that figure flatters the checkpoint and says little"
-        " about new data."
+        f"No test set was evaluated. The {which} has {_a(metric_in_text(metric))} of {_shown(Score(value, low, high, 0), metric)} on VAL_OOD,"
+        " the set it was chosen on: that figure flatters the checkpoint and says little about new data."
     )
+
+
+def _selection(summary: Mapping[str, Any]) -> list[Statement]:
+    """How far the winner leads the runner-up, where that was measured."""
+    confirmed = confirmation_of(summary)
+    return [] if confirmed is None or confirmed.standing == "alone" else [Statement(f"Choice of configuration: {margin_sentence(confirmed)}")]
 
 
 def _interpolation(summary: Mapping[str, Any]) -> list[Statement]:

@@ -1,12 +1,24 @@
 """Whole studies: splits, groups, captions, and the real data sets."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoft.config import load_config, parse_config
-from autoft.data import PixelSpec, Split, check_study_data, load_image_set, load_study_data, open_listing, resolve_classes
+import autoft.data.study as study_module
+from autoft.config import DataConfig, DatasetBase, load_config, parse_config
+from autoft.data import (
+    Listing,
+    PixelSpec,
+    Split,
+    check_study_data,
+    load_image_set,
+    load_study_data,
+    open_listing,
+    resolve_classes,
+)
 from autoft.errors import DataError
 from tests.data.make import arrays, encoded, folder, picture, study, table, write_folder, write_npz, write_table
 
@@ -90,6 +102,65 @@ def test_group_numbers_are_in_numerical_order(tmp_path: Path) -> None:
     assert images.group_names == ("2", "9", "10")
     assert images.groups is not None
     assert images.groups.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("names", [("n", "s"), ("9", "10")])
+def test_examples_without_a_group_count_in_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]) -> None:
+    config = study(folder(write_folder(tmp_path / "set", {"ant": 3, "bee": 2})))
+    first, second = names
+    listed = open_listing
+    monkeypatch.setattr(study_module, "open_listing", lambda d, field: replace(listed(d, field), groups=[first, "", second, first, ""]))
+    images = load_study_data(config, 8, "bicubic", "shortest", tmp_path / "c").val_ood
+    assert images.group_names == names
+    assert images.groups is not None
+    assert images.groups.tolist() == [0, -1, 1, 0, -1]
+    assert check_study_data(config)[2]["groups"] == {first: 2, second: 1}
+
+
+# Sets with classes of their own
+
+
+def pooled_study(tmp_path: Path, patch: pytest.MonkeyPatch, pools: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], where: str) -> DataConfig:
+    """Classes ant, bee, cow, dog; the set at `where` has folders `counts`, whose labels are `pools`."""
+    train = folder(write_folder(tmp_path / "train", {"ant": 2, "bee": 2, "cow": 2, "dog": 2}))
+    own = folder(write_folder(tmp_path / "own", counts, seed=1))
+    listed = open_listing
+
+    def opened(dataset: DatasetBase, field: str) -> Listing:
+        return replace(listed(dataset, field), pools=pools) if dataset == own else listed(dataset, field)
+
+    patch.setattr(study_module, "open_listing", opened)
+    return study(own if where == "train" else train, own if where == "val_id" else train, own if where == "val_ood" else train, test_ood={"t": own})
+
+
+def test_pools_give_a_test_set_its_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = {"insect": ("bee", "ant"), "beast": ("dog", "wolf"), "cattle": ("cow",)}
+    config = pooled_study(tmp_path, monkeypatch, pools, {"insect": 3, "beast": 2}, "test")
+    data = load_study_data(config, 8, "bicubic", "shortest", tmp_path / "c")
+    images = data.tests["t"][1]
+    assert images.class_count == 3  # beast, cattle, insect
+    assert images.projection == ((3,), (2,), (0, 1))
+    assert images.labels.tolist() == [0, 0, 2, 2, 2]
+    assert images.class_counts().tolist() == [2, 0, 3]
+    assert data.train.projection is None
+    assert data.train.class_count == 4
+    assert check_study_data(config)[-1]["per_class"] == {"beast": 2, "cattle": 0, "insect": 3}
+
+
+@pytest.mark.parametrize("where", ["train", "val_id", "val_ood"])
+def test_only_test_sets_may_have_classes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    config = pooled_study(tmp_path, monkeypatch, {"ant": ("ant",), "bee": ("bee",)}, {"ant": 2, "bee": 2}, where)
+    with pytest.raises(DataError, match=rf"data\.{where}: .* classes of its own, so it can be a test set only"):
+        load_study_data(config, 8, "bicubic", "shortest", tmp_path / "c")
+
+
+def test_pools_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pooled_study(tmp_path, monkeypatch, {"insect": ("ant",), "bird": ("owl", "tit")}, {"insect": 1, "bird": 1}, "test")
+    with pytest.raises(DataError, match=r"data\.test_ood\.t has class 'bird', which stands for owl, tit: data\.train has none"):
+        check_study_data(config)
+    config = pooled_study(tmp_path / "2", monkeypatch, {"insect": ("ant",)}, {"insect": 1, "bird": 1}, "test")
+    with pytest.raises(DataError, match=r"data\.test_ood\.t has class 'bird' \(bird/00\.png\), which is none of the layout's 1 classes"):
+        check_study_data(config)
 
 
 def test_captions_and_groups_are_content(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from autoft.report import write_report
 from tests.browser_fixtures import Browser
 
-from .factory import ACCURACY, evaluation, make_summary, make_trials, write_run
+from .factory import ACCURACY, confirmed, evaluation, make_summary, make_trials, write_run
 
 pytestmark = pytest.mark.browser
 FIGURES = "[...document.querySelectorAll('[data-dataset]')].map(cell => ({...cell.dataset, shown: cell.innerText}))"
@@ -17,12 +17,14 @@ FIGURES = "[...document.querySelectorAll('[data-dataset]')].map(cell => ({...cel
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a long name, many test sets, two metrics and a model whose name is markup."""
-    summary = make_summary(study="a-long-study-name." * 5)
+    """A run with a long name, a confirmation, many test sets, two metrics, and a model and a configuration whose names are markup."""
+    trials = make_trials()
+    summary = confirmed(make_summary(study="a-long-study-name." * 5), trials)
     extra = [evaluation(m, f"corruption_{i}", "test_ood", v[2] + i / 20, 1000) for i in range(5) for m, v in ACCURACY.items()]
     extra += [evaluation(m, "photo", "test_id", v[0], 167, "macro_f1") for m, v in ACCURACY.items()]
     summary["evaluations"] += [*extra, evaluation("<b>bold</b><script>throw 1</script>", "photo", "test_id", 0.9, 167)]
-    folder = write_run(tmp_path_factory.mktemp("run"), summary, make_trials())
+    summary["search"]["enqueued"][1]["name"] = "<script>throw 2</script>" * 3
+    folder = write_run(tmp_path_factory.mktemp("run"), summary, trials)
     write_report(folder)
     return folder
 
@@ -63,7 +65,7 @@ def test_figures_are_drawn_in_the_colours_of_the_page(browser: Browser, run: Pat
     colours = set()
     for dark in (False, True):
         browser.open((run / "report.html").as_uri(), dark=dark)
-        assert browser.js("document.querySelectorAll('figure svg').length") == 9
+        assert browser.js("document.querySelectorAll('figure svg').length") == 12
         sizes = browser.js("[...document.querySelectorAll('figure svg')].map(svg => svg.getBoundingClientRect().height)")
         assert min(sizes) > 60
         colours.add(browser.js("getComputedStyle(document.querySelector('figure svg text')).fill"))

@@ -1,0 +1,82 @@
+"""`autoft finetune`: one full fine-tune with given hyperparameters, WiSE-FT and evaluation, without a search."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoft.cli.runtime import StopSignal, cache_dir
+from autoft.config import METHOD_NAMES, LossTermName, StudyConfig, load_config
+from autoft.errors import ConfigError
+from autoft.search_space import Hyperparameters
+
+
+class _Given(BaseModel):
+    """A hyperparameters file."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    loss_weights: dict[LossTermName, float] = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    layer_lr: dict[str, float] = {}
+    layer_weight_decay: dict[str, float] = {}
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune once, or go on with it."""
+    config = load_config(args.study, args.set)
+    name, given = _named_or_read(args.hyperparameters)
+    stop = StopSignal()
+    with stop.installed():
+        return _finetune(config, args, stop, name, given)
+
+
+def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, name: str, given: Hyperparameters | None) -> int:
+    from autoft.cli.progress import is_live, make_view
+    from autoft.config import dump_config
+    from autoft.files import write_text
+    from autoft.methods import Setting, method_hyperparameters, slug
+    from autoft.pipeline import prepare, run_finetune
+    from autoft.report.table import format_table
+    from autoft.workspace import configure_torch
+
+    run_dir = Path(args.runs) / f"{config.study}-{slug(name)}"
+    stop.announces = args.json or not is_live()
+    with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
+        configure_torch(args.threads)
+        inputs = prepare(config, cache_dir(), view.decoding)
+        setting = Setting(inputs.config.search_space, inputs.entries, config.search.seed)
+        hyperparameters = given or method_hyperparameters(name, setting)  # type: ignore[arg-type]
+        stack.enter_context(stop.deferred())
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "study.yaml", dump_config(inputs.config))
+        summary = run_finetune(inputs, name, hyperparameters, run_dir, args.device, cache_dir(), view, stop)
+        view({"event": "done", "study": config.study, "summary": str(run_dir / "summary.json")})
+    if not args.json:
+        print(format_table(summary))
+        print(f"\nSummary: {run_dir / 'summary.json'}   Checkpoints: {run_dir / 'checkpoints'}")
+    return 0
+
+
+def _named_or_read(text: str) -> tuple[str, Hyperparameters | None]:
+    """A built-in configuration's name, or a file's hyperparameters under the file's name."""
+    if text in METHOD_NAMES:
+        return text, None
+    path = Path(text)
+    if not path.is_file():
+        raise ConfigError(f"--hyperparameters {text}: neither a file nor a built-in configuration; built in are {', '.join(METHOD_NAMES)}")
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and "search" in document:  # a run's summary.json
+            document = document["search"]["best_trial"]["hyperparameters"]
+        return path.stem, Hyperparameters(**_Given.model_validate(document).model_dump())
+    except ValidationError as error:
+        mistakes = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"--hyperparameters {text}: {mistakes}") from None
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--hyperparameters {text} is not a JSON file of hyperparameters or a run's summary.json: {error}") from None
