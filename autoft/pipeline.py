@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from autoft.config import StudyConfig, dump_config, section_hash
 from autoft.confirm import Confirmation, confirm, read_confirmation
 from autoft.data import StudyData, load_study_data
+from autoft.data.leakage import LeakageReport, check_leakage, describe_leakage
 from autoft.enqueue import enqueue
 from autoft.executor import Executor
 from autoft.files import read_json, write_json, write_text
@@ -42,6 +43,7 @@ class Inputs:
     loaded: LoadedModel
     sections: Mapping[str, Any]
     entries: int  # weights a fine-tune of image tower and head trains
+    leakage: LeakageReport
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +71,8 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)
     text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}
     entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in text)
-    return Inputs(config, data, loaded, sections, entries)
+    leakage = check_leakage(data, config.data, cache_dir, progress)
+    return Inputs(config, data, loaded, sections, entries, leakage)
 
 
 def is_complete(inputs: Inputs, study: Study, run_dir: Path) -> bool:
@@ -111,7 +114,8 @@ def run_pipeline(
     config = inputs.config
     check_fingerprint(study, inputs.sections)
     journal = Journal(run_dir / "journal.jsonl", study_id(study))
-    write_text(run_dir / "study.yaml", dump_config(config))
+    write_inputs(inputs, run_dir)
+    observe({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
     study.set_user_attr(CONFIG_ATTRIBUTE, config.model_dump(mode="json"))
     study.set_user_attr(STATE_ATTRIBUTE, "stopped")  # what it is if this process is killed
     enqueue(study, config.search_space, {**enqueued_configurations(inputs), **(warm_start or {})}, config.search.n_trials)
@@ -149,15 +153,24 @@ def run_finetune(
         TrialCodeError: the fine-tune diverged.
     """
     methods = {"final": hyperparameters}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_inputs(inputs, run_dir)
+    observe({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
     run_stages(stage_request(inputs, run_dir, methods), device=device, cache_dir=cache_dir, emit=observe, should_stop=should_stop)
     final = stage_result(run_dir, "final") or {}
     summary = {
         **summary_of_stages(inputs, run_dir, methods),
         "method": name,
-        "cost": {"final_samples": final["samples"], "final_seconds": final["seconds"], "search_samples": 0, "search_seconds": 0.0},
+        "cost": {"final_samples": final["samples"], "final_seconds": final["seconds"], "search_samples": 0, "search_seconds": 0.0, "search_over_final": 0.0},
     }
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def write_inputs(inputs: Inputs, run_dir: Path) -> None:
+    """The resolved study file, and which examples of a set were drawn, by dotted field name, as indices in the set's own order."""
+    write_text(run_dir / "study.yaml", dump_config(inputs.config))
+    write_json(run_dir / "data_indices.json", {field: list(map(int, indices)) for field, indices in inputs.data.drawn.items()})
 
 
 def stage_request(inputs: Inputs, run_dir: Path, methods: Mapping[str, Hyperparameters]) -> StageRequest:
@@ -194,6 +207,7 @@ def summary_of_stages(inputs: Inputs, run_dir: Path, methods: Mapping[str, Hyper
         "versions": package_versions(),
         "fingerprint": inputs.fingerprint,
         "description": _describe(inputs),
+        "leakage": inputs.leakage.to_dict(),
         "final": {name: final.get(name) for name in ("hyperparameters", "epochs", "best_epoch", "steps")},
         **({"wise_ft": {name: wise_ft[name] for name in ("alpha", "select_on", "curve")}} if wise_ft else {}),
         "evaluations": [row for model in models for row in (stage_result(run_dir, f"evaluate-{model}") or {}).get("evaluations", [])],

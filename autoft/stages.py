@@ -304,7 +304,8 @@ def evaluation_rows(workspace: Workspace, name: str, split: Split, common: dict[
     images = workspace.images(name)
     logits = workspace.logits(name).cpu()
     groups = None if images.groups is None else images.groups.cpu()
-    metrics = dict.fromkeys((workspace.config.metric, "accuracy", "macro_f1", "worst_group_accuracy"))
+    grouped = groups is None or bool((groups >= 0).any())
+    metrics = dict.fromkeys((workspace.config.metric, "accuracy", "macro_f1", *(["worst_group_accuracy"] if grouped else [])))
     rows = []
     for metric in metrics:
         score = score_predictions(metric, logits, images.labels_cpu, groups, images.set.class_count)

@@ -30,7 +30,7 @@ def budget(config: StudyConfig, sizes: Mapping[str, int]) -> dict[str, Any]:
     return {
         "search_samples": searched,
         "search_scored_images": search.n_trials * (ends + _reports_before_the_end(config) * sizes[search.objectives[0]]),
-        "confirm_samples": confirmed * trial.steps * step,
+        "confirm_samples": confirmed * (search.confirm.steps or trial.steps) * step,
         "confirm_scored_images": confirmed * ends,
         "final_samples": full,
         "baseline_samples": full * len(config.evaluate.baselines),

@@ -38,8 +38,6 @@ def finetune(args: argparse.Namespace) -> int:
 
 def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, name: str, given: Hyperparameters | None) -> int:
     from autoft.cli.progress import is_live, make_view
-    from autoft.config import dump_config
-    from autoft.files import write_text
     from autoft.methods import Setting, method_hyperparameters, slug
     from autoft.pipeline import prepare, run_finetune
     from autoft.report.table import format_table
@@ -53,8 +51,6 @@ def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, n
         setting = Setting(inputs.config.search_space, inputs.entries, config.search.seed)
         hyperparameters = given or method_hyperparameters(name, setting)  # type: ignore[arg-type]
         stack.enter_context(stop.deferred())
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "study.yaml", dump_config(inputs.config))
         summary = run_finetune(inputs, name, hyperparameters, run_dir, args.device, cache_dir(), view, stop)
         view({"event": "done", "study": config.study, "summary": str(run_dir / "summary.json")})
     if not args.json:

@@ -44,7 +44,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
     from autoft.cli.progress import is_live, make_view
     from autoft.fingerprint import check_fingerprint
     from autoft.pipeline import is_complete, prepare, run_pipeline
-    from autoft.report.table import format_table
+    from autoft.report.table import format_table, selection_line
     from autoft.search import count_finished
     from autoft.workspace import configure_torch
     from storage import open_study, storage_errors
@@ -75,6 +75,9 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
         view({"event": "done", "study": config.study, "report": str(run_dir / "report.html"), "summary": str(run_dir / "summary.json")})
     if not args.json:
         print(format_table(summary))
+        chosen = selection_line(summary)
+        if chosen is not None:
+            print(f"\n{chosen}")
         print(f"\nReport: {run_dir / 'report.html'}   Checkpoints: {run_dir / 'checkpoints'}")
     return 0
 

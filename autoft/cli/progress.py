@@ -103,6 +103,8 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"connecting to Ray at {event['address']} ..." if event["address"] else "starting Ray on this machine ..."
         case "workers":
             return f"{plural(event['count'], 'worker')} on {event['device']}, {plural(event['threads'], 'thread')} each"
+        case "leakage":
+            return "\n".join(f"WARNING: {line}" for line in event["warnings"]) or None
         case "trial_ended":
             return _trial_line(event, score)
         case "trial_retried":
@@ -127,8 +129,11 @@ def _trial_line(event: dict[str, Any], score: _Score) -> str:
 
 
 _STAGES = {
-    "final": "final fine-tune with the best trial's hyperparameters",
+    "confirm": "the best configurations again, with fresh seeds",
+    "final": "final fine-tune",
     "finetune": "baseline: plain fine-tuning",
+    "flyp": "baseline: FLYP",
+    "l2sp": "baseline: L2-SP",
     "wise_ft": "WiSE-FT: choosing alpha on validation data",
     "evaluate-zero_shot": "scoring test sets: zero_shot",
     "evaluate-final": "scoring test sets: final",

@@ -11,7 +11,9 @@ albumentations and kornia have no such set at ImageNet-C's severities. Where the
   the centre, and frost draws from all six textures where the authors' code draws from five.
 
 The package draws most of its random numbers from numpy's global state. `corrupted` runs its functions with a numpy whose `random` is
-private to the call, so that threads do not race and the caller's state stays as it was.
+private to the call, so that threads do not race and the caller's state stays as it was. Threads, not processes, share the work: a pool of
+processes would run the user's script again, and pixels are made once, for the cache. On the average a
+32 x 32 image takes 1 to 2 ms and one of 500 x 375 some 50 ms (one core); the first glass_blur of a process compiles for some seconds.
 """
 
 import hashlib

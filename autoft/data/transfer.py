@@ -58,7 +58,7 @@ def class_parts(labels: Sequence[str], shares: Sequence[int]) -> NDArray[np.int6
 
 
 def _list_caltech(dataset: TransferDataset, field: str) -> Listing:
-    """All 101 categories, Faces and Faces_easy (the same people, uncropped and cropped) as two classes as in the papers."""
+    """All 101 categories; Faces and Faces_easy (the same people, uncropped and cropped) stay two classes, as in CLIP's list."""
     root = dataset.path / "101_ObjectCategories"
     whole = list_folder(FolderDataset(layout="folder", path=root if root.is_dir() else dataset.path), field)
     used = [index for index, label in enumerate(whole.labels or ()) if label != _BACKGROUND]

@@ -31,18 +31,14 @@ def enqueued_of(summary: Mapping[str, Any], trials: Sequence[Trial]) -> list[Enq
     """What was enqueued, in the order of the summary, with the intervals of the table of trials."""
     sources = [item["study"] for item in summary["search"].get("transfer") or []]
     taken_over = ("from ", *(f"{source} #" for source in sources))  # how the name of a trial from another study begins
-    ends = {trial.number: trial.interval or (None, None) for trial in trials}
-    return [
-        Enqueued(
-            item["number"],
-            item["name"],
-            finite(item.get("score")),
-            item["state"].lower(),
-            *ends.get(item["number"], (None, None)),
-            is_baseline=not item["name"].startswith(taken_over),
-        )
-        for item in summary["search"].get("enqueued") or []
-    ]
+    ends = {trial.number: trial.interval for trial in trials if trial.interval is not None}
+    found = []
+    for item in summary["search"].get("enqueued") or []:
+        number, name = item["number"], item["name"]
+        low, high = ends.get(number, (None, None))
+        own = not name.startswith(taken_over)
+        found.append(Enqueued(number, name, finite(item.get("score")), item["state"].lower(), low, high, is_baseline=own))
+    return found
 
 
 def named(summary: Mapping[str, Any], trials: Sequence[Trial]) -> list[Trial]:

@@ -144,7 +144,8 @@ def results(summary: Mapping[str, Any], metric: str | None = None) -> Results:
         scores = runs.setdefault((str(item["model"]), item.get("seed")), {})
         scores[Column(str(item["dataset"]), str(item["split"]))] = Score(item["value"], item.get("ci_low"), item.get("ci_high"), item["n"])
     models = [model for model, _ in runs]
-    rows = [Row(model, seed, _label(model, seed, models.count(model) > 1), scores) for (model, seed), scores in runs.items()]
+    names = _names(summary)
+    rows = [Row(model, seed, _label(names.get(model, model), seed, models.count(model) > 1), scores) for (model, seed), scores in runs.items()]
     direction = study_direction(summary) if metric == study_metric(summary) else metric_direction(metric)
     return Results(metric, direction, tuple(sorted(columns, key=_split_order)), tuple(sorted(rows, key=_model_order)))
 
@@ -164,6 +165,12 @@ def name_in_text(model: str) -> str:
 def split_name(split: str) -> str:
     """A split's name as a reader sees it."""
     return SPLIT_NAMES.get(split, split)
+
+
+def _names(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What `final` and `wise_ft` are called in a run without a search: the configuration that was fine-tuned."""
+    method = summary.get("method")
+    return {} if method is None else {"final": model_name(str(method)), "wise_ft": f"{model_name(str(method))} + WiSE-FT"}
 
 
 def _label(model: str, seed: int | None, several: bool) -> str:

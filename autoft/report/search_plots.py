@@ -161,7 +161,7 @@ def pareto(trials: Sequence[Trial], front: Mapping[int, tuple[float, float]], me
             axes.plot(*zip(*points, strict=True), marker, mfc=PAPER, mec=MUTED, ms=5, ls="none", label=label, zorder=2)
     line = sorted((factor * x, factor * y) for x, y in front.values())
     axes.plot(*zip(*line, strict=True), "o-", color=ACCENT, lw=1.1, ms=5.5, label="Pareto front", zorder=3)
-    if chosen in front:
+    if chosen is not None and chosen in front:
         x, y = front[chosen]
         axes.plot(factor * x, factor * y, "o", mfc=PAPER, mec=ACCENT, mew=2.2, ms=10, ls="none", label="chosen", zorder=4)
     axes.margins(0.08)

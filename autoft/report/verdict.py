@@ -117,10 +117,11 @@ def _without_tests(summary: Mapping[str, Any]) -> Statement:
         return Statement("No trial finished with a score, so there is no checkpoint to judge.")
     metric = results(summary).metric
     confirmed = confirmation_of(summary)
-    value, low, high = (best["score"], best.get("ci_low"), best.get("ci_high")) if confirmed is None else (confirmed.winner.mean, None, None)
-    which = "best trial" if confirmed is None else "chosen configuration, run again with fresh seeds,"
+    score, which = Score(best["score"], best.get("ci_low"), best.get("ci_high"), 0), "best trial"
+    if confirmed is not None and confirmed.winner.mean is not None:
+        score, which = Score(confirmed.winner.mean, None, None, 0), "chosen configuration, run again with fresh seeds,"
     return Statement(
-        f"No test set was evaluated. The {which} has {_a(metric_in_text(metric))} of {_shown(Score(value, low, high, 0), metric)} on VAL_OOD,"
+        f"No test set was evaluated. The {which} has {_a(metric_in_text(metric))} of {_shown(score, metric)} on VAL_OOD,"
         " the set it was chosen on: that figure flatters the checkpoint and says little about new data."
     )
 

@@ -1,12 +1,13 @@
 """What each layout's reader finds, and what it says about sets that are wrong."""
 
+import io
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoft.data import open_listing
+from autoft.data import open_listing, webdataset
 from autoft.errors import DataError
 from tests.data.make import (
     arrays,
@@ -193,6 +194,29 @@ def test_shards_that_are_missing_truncated_compressed_or_unbalanced(tmp_path: Pa
     for name in ("torn", "zipped", "zero"):
         with pytest.raises(DataError, match=rf"data\.train: shard .*{name}\.tar is not a whole, uncompressed tar"):
             open_listing(shards(tmp_path / f"{name}.tar"), "data.train")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_shards_of_every_form_list_what_tarfile_lists(tmp_path: Path, form: int) -> None:
+    """Long names, folders, links and a date before 1970 are where the forms differ."""
+    shard, names = tmp_path / "s.tar", ["a.txt", "folder/b.cls", "long/" * 30 + "c.cls", "d" * 120 + ".cls", "é.cls", "e.cls"]
+    with tarfile.open(shard, "w", format=form) as tar:
+        for i, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = 700 * i, -5 if i == 1 and form != tarfile.USTAR_FORMAT else 1_700_000_000
+            tar.addfile(member, io.BytesIO(bytes([i]) * member.size)) if form != tarfile.USTAR_FORMAT or len(name) < 110 else None
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link = tarfile.TarInfo("link.cls")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("last.cls"))
+    with tarfile.open(shard) as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
+    with shard.open("rb") as file:
+        assert list(webdataset._plain_files(file, shard.stat().st_size)) == expected
+    assert len(expected) >= 5
 
 
 def test_members_are_never_extracted(tmp_path: Path) -> None:

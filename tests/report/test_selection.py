@@ -71,6 +71,9 @@ def test_words_switch_at_one_and_two_standard_errors(ratio: float, standing: str
     summary = minimized(make_summary(), trials) if lower else make_summary()
     found = confirmed(summary, trials, margin=ratio * noise * math.sqrt(2 / repeats), noise_sd=noise, repeats=repeats)
     assert of(found).standing == standing
+    assert (of(found).runner_up.mean < of(found).winner.mean) is not lower
+    means = [candidate.mean for candidate in of(found).candidates]
+    assert means == sorted(means, reverse=not lower)
     assert words in margin_sentence(of(found))
     assert ("clearly" in margin_sentence(of(found))) is (standing == "ahead")
     said = selection_line(found)
