@@ -235,7 +235,7 @@ def _cost(inputs: Inputs, trials: list[FrozenTrial], run_dir: Path, confirmation
     search_samples = sum(run.get("samples", 0) for run in runs)
     return {
         "search_samples": search_samples,
-        "search_eval_samples": scored * len(inputs.data.val_ood),
+        "search_eval_samples": scored * sum(len(getattr(inputs.data, name)) for name in config.search.objectives),
         "confirm_samples": int(confirmation.total("samples")),
         "final_samples": final["samples"],
         "baseline_samples": sum(record.get("samples", 0) for record in baselines),

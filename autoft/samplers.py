@@ -1,10 +1,12 @@
 """Optuna's samplers and pruners as a study file names them, and the seeds of everything random."""
 
 import hashlib
+import warnings
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,6 +27,11 @@ class SeededSampler(optuna.samplers.BaseSampler):
         self._inner: optuna.samplers.BaseSampler = self._make(0)
 
     def _make(self, *key: int | str) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of the GP and QMC samplers
+            return self._new(*key)
+
+    def _new(self, *key: int | str) -> optuna.samplers.BaseSampler:
         seed = derive_seed(self._config.seed, *key)
         match self._config.sampler:
             case "random":
@@ -68,6 +75,12 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=5)
         case "wilcoxon":
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+            return _wilcoxon()
         case "none":
             return optuna.pruners.NopPruner()
+
+
+def _wilcoxon() -> optuna.pruners.BasePruner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)

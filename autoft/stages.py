@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoft.config import StudyConfig, section_hash
+from autoft.config import Metric, StudyConfig, section_hash
 from autoft.data import Split
 from autoft.errors import Interrupted, TrialCodeError
 from autoft.evaluate import NonFiniteScore, score_predictions
@@ -305,7 +305,8 @@ def evaluation_rows(workspace: Workspace, name: str, split: Split, common: dict[
     logits = workspace.logits(name).cpu()
     groups = None if images.groups is None else images.groups.cpu()
     grouped = groups is None or bool((groups >= 0).any())
-    metrics = dict.fromkeys((workspace.config.metric, "accuracy", "macro_f1", *(["worst_group_accuracy"] if grouped else [])))
+    usual: tuple[Metric, ...] = ("accuracy", "macro_f1", "worst_group_accuracy") if grouped else ("accuracy", "macro_f1")
+    metrics = dict.fromkeys((workspace.config.metric, *usual))
     rows = []
     for metric in metrics:
         score = score_predictions(metric, logits, images.labels_cpu, groups, images.set.class_count)

@@ -31,6 +31,7 @@ import optuna
 import torch
 
 from autoft.config import StudyConfig, load_config
+from autoft.config.vocabulary import fill
 from autoft.data import load_study_data
 from autoft.executor import Executor, InProcessExecutor
 from autoft.journal import Journal
@@ -79,7 +80,7 @@ def hot_inputs(config: StudyConfig, cache: Path) -> Hot:
     """The study's inputs for the bare loop."""
     pixels = load_model(config.model).preprocess
     data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache, splits=["train", "val_ood"])
-    texts = [[template.replace("{}", name) for template in config.data.templates] for name in data.classes.names]
+    texts = [[fill(template, name) for template in config.data.templates] for name in data.classes.names]
     assert data.val_ood is not None
     arrays = (data.train.images, data.train.labels, data.val_ood.images, data.val_ood.labels)
     return load_hot(config.model.name, *(torch.tensor(array) for array in arrays), texts)

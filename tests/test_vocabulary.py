@@ -11,7 +11,7 @@ import pytest
 from torchvision.datasets import Flowers102
 
 from autoft.config import parse_config
-from autoft.config.vocabulary import VOCABULARIES, class_names, folder_names, templates
+from autoft.config.vocabulary import VOCABULARIES, class_names, fill, folder_names, is_template, templates
 from autoft.errors import ConfigError
 
 COUNTS = {
@@ -101,8 +101,15 @@ def test_templates_are_flyps(shared: Path) -> None:
     published = json.loads((shared / "data" / "metadata" / "prompt_templates.json").read_text())
     for name, list_name in FLYP.items():
         assert [template.replace("{}", "{c}") for template in templates(name)] == published[list_name], name
-    fmow = [text.replace("{append_proper_article(c)}", "a {c}") for text in published["fmow_template"]]
+    fmow = [text.replace("{append_proper_article(c)}", "{an}") for text in published["fmow_template"]]
     assert [template.replace("{}", "{c}") for template in templates("fmow")] == fmow
+
+
+def test_a_prompt_has_the_name_as_it_is_or_in_words_with_its_article() -> None:
+    assert fill("aerial photo of a {}.", "airport_hangar") == "aerial photo of a airport_hangar."
+    assert fill("aerial photo of {an}.", "airport_hangar") == "aerial photo of an airport hangar."
+    assert fill("aerial photo of {an}.", "barn") == "aerial photo of a barn."
+    assert is_template("{an}") and is_template("a {}.") and not any(map(is_template, ("", "a", "{} {}", "{} {an}", "{a} {}")))
 
 
 def test_reading_a_study_file_does_not_import_torch() -> None:

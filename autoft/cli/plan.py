@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def _loaded(inputs: Any) -> list[dict[str, Any]]:
     sets = {"train": data.train, "val_id": data.val_id, "val_ood": data.val_ood, **{name: images for name, (_, images) in data.tests.items()}}
     names = data.classes.names
     return [
-        {"set": name, "images": len(images), "per_class": dict(zip(names, map(int, images.class_counts()), strict=True))}
+        {"set": name, "images": len(images), "per_class": dict(zip(_class_names(images, names), map(int, images.class_counts()), strict=True))}
         for name, images in sets.items()
     ]
 
@@ -292,3 +292,10 @@ def _machine_line(have: Mapping[str, Any]) -> str:
         f"this machine: {have['cpu_cores']} cores, {gpus}, {have['free_memory_bytes'] / 2**30:.1f} GiB memory free, "
         f"{have['free_cache_disk_bytes'] / 2**30:.0f} GiB disk free for the image cache; Ray: {have['ray']}"
     )
+
+
+def _class_names(images: Any, names: Sequence[str]) -> list[str]:
+    """The names of a set's classes; of a set with classes of its own, the study's that each pools."""
+    if images.projection is None:
+        return list(names)
+    return [" / ".join(names[row] for row in rows) for rows in images.projection]

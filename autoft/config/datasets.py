@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from autoft.config.base import Section
-from autoft.config.vocabulary import VOCABULARIES, class_names, templates
+from autoft.config.vocabulary import VOCABULARIES, class_names, is_template, templates
 
 TEST_SET_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -212,7 +212,7 @@ class DataConfig(Section):
     templates: tuple[str, ...] = Field(
         default=("a photo of a {}.",),
         min_length=1,
-        description="Prompt templates; {} stands for the class name. A list, or the name of a built-in one "
+        description="Prompt templates; {} stands for the class name, {an} for the class name in words with its article. A list, or the name of a built-in one "
         f"({', '.join(VOCABULARIES)}). The zero-shot head is their mean embedding.",
     )
     train: DatasetConfig = Field(description="TRAIN: what the model is fine-tuned on (in distribution).")
@@ -254,7 +254,7 @@ class DataConfig(Section):
     @classmethod
     def _check_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
-            if template.count("{}") != 1 or template.replace("{}", "").count("{"):
+            if not is_template(template):
                 raise ValueError(f"a template needs {{}} exactly once, for the class name; got {template!r}")
         return templates
 

@@ -62,3 +62,16 @@ def templates(vocabulary: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in getattr(open_clip, _OPEN_CLIP[vocabulary][0]))
     return tuple(_document(vocabulary)["templates"])
+
+
+def is_template(text: str) -> bool:
+    """Whether a text has a place for the class name, exactly once, and no other braces."""
+    rest = text.replace("{}", "").replace("{an}", "")
+    return text.count("{}") + text.count("{an}") == 1 and "{" not in rest
+
+
+def fill(template: str, name: str) -> str:
+    """A prompt: {} becomes the name as it is; {an} the name in words with its article, by its first letter ("an airport hangar")."""
+    words = name.replace("_", " ")
+    article = "an" if words[:1].lower() in tuple("aeiou") else "a"
+    return template.replace("{}", name).replace("{an}", f"{article} {words}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoft.config import DataConfig
+from autoft.config.vocabulary import fill
 from autoft.data.layouts import open_listing
 from autoft.data.sets import ClassTable, Listing
 from autoft.errors import DataError
@@ -161,7 +162,7 @@ class _CaptionReader:
 
     def __init__(self, classes: ClassTable, templates: Sequence[str]) -> None:
         self._names = classes.names
-        self._exact = {template.replace("{}", name): row for template in templates for row, name in enumerate(classes.names)}
+        self._exact = {fill(template, name): row for template in templates for row, name in enumerate(classes.names)}
         self._rows = {_normal(name): row for row, name in reversed(list(enumerate(classes.names)))}
         longest_first = sorted(self._rows, key=len, reverse=True)
         # A look-ahead, so that names which overlap in the caption are all found.

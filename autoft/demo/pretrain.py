@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.config import load_config
+from autoft.config.vocabulary import fill
 from autoft.demo import STUDY_FILE
 from autoft.demo.data import CLASSNAMES, demo_arrays
 from autoft.demo.render import FACES, IMAGE_SIZE, Style, draw_glyphs
@@ -152,7 +153,7 @@ def zero_shot_accuracy(folder: Path, templates: Sequence[str]) -> dict[str, floa
     """Accuracy of a saved checkpoint on every set of the demo but the training set, by file name."""
     model, tokenizer = CLIP(**MODEL_CFG).eval(), SimpleTokenizer(context_length=CONTEXT_LENGTH)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    prompts = tokenizer([template.replace("{}", name) for name in CLASSNAMES for template in templates])
+    prompts = tokenizer([fill(template, name) for name in CLASSNAMES for template in templates])
     classes = model.encode_text(prompts, normalize=True).unflatten(0, (len(CLASSNAMES), len(templates))).mean(1)
     classes = functional.normalize(classes, dim=1)
     accuracy = {}

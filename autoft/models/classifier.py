@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoft.config.vocabulary import fill
 from autoft.models.load import LoadedModel, Tokenizer
 
 
@@ -67,7 +68,7 @@ def zero_shot_head(clip: nn.Module, tokenizer: Tokenizer, names: Sequence[str], 
     device = next(clip.parameters()).device
     rows = []
     for name in names:
-        tokens = tokenizer([template.replace("{}", name) for template in templates]).to(device)
+        tokens = tokenizer([fill(template, name) for template in templates]).to(device)
         embeddings = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         rows.append(functional.normalize(embeddings.mean(dim=0), dim=0))
     weight = torch.stack(rows) * clip.logit_scale.exp()  # type: ignore[operator]

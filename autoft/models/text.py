@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoft.config.vocabulary import fill
 from autoft.models.load import Tokenizer
 
 
@@ -25,7 +26,7 @@ class TextBank:
     @classmethod
     def of_prompts(cls, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str], device: torch.device) -> "TextBank":
         """A prompt of the example's class, one of the templates at random each time."""
-        texts = [template.replace("{}", name) for name in names for template in templates]
+        texts = [fill(template, name) for name in names for template in templates]
         choices = torch.arange(len(texts)).reshape(len(names), len(templates))
         return cls(tokenizer(texts).to(device), choices, by_example=False)
 

@@ -17,7 +17,7 @@ Check = Callable[[str, int], dict[str, Any]]
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("study", ["pacs", "digits"])
+@pytest.mark.parametrize("study", ["pacs", "digits", "cifar10"])
 def test_an_example_finishes_and_leaves_a_valid_run(home: Home, shared: Path, check_run: Check, browser: Browser, study: str) -> None:
     home.autoft("launch", shared / "examples" / f"{study}.yaml", "--runs", home.runs)
     summary = check_run(study, 24)
