@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autoft.config import FinalConfig, TrialConfig
-from autoft.losses import StepOutputs, needs_text, weighted_loss
+from autoft.losses import StepOutputs, backward, needs_text, weighted_loss
 from autoft.models.state import trainable_parameters
 from autoft.optim import build_optimizer, lr_multiplier, scale_learning_rates
 from autoft.optim.schedules import Schedule
@@ -44,9 +44,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. `loss` and `terms` are scalars on the device: reading them waits for it."""
+    """One finished step. `loss` and `terms` are scalars on the device: reading them waits for it.
 
-    number: int  # from 1
+    number: from 1.
+    loss: the weighted sum of `terms`.
+    terms: each term's unweighted value at the weights the step started from. The weight norms are among them if `finetune` was told to
+        `report_norms`; they count in training in any case.
+    optimizer: as it is after the step.
+    """
+
+    number: int
     loss: Tensor
     terms: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
@@ -80,18 +87,20 @@ def final_recipe(final: FinalConfig, hyperparameters: Hyperparameters, train_exa
     )
 
 
-def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
+def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | None = None, report_norms: bool = False) -> Iterator[Step]:
     """Fine-tune `workspace.model` from the zero-shot weights and yield after each step.
 
     The caller may score the model between steps. `resume` is what `training_state` returned after some step of the same recipe.
-    Nothing here waits for the device; a loss that is not finite is found by `check_finite`.
+    `report_norms` has each `Step` tell the weight norms' values, a pass over all weights that changes no result. Nothing here waits for
+    the device; a loss that is not finite is found by `check_finite`, and weights that are not finite by the loss of the step after or by
+    the score.
     """
     hp, model = recipe.hyperparameters, workspace.model
     model.train_text_tower(needs_text(hp.loss_weights))
     workspace.zero_shot.restore(model)
     model.zero_grad(set_to_none=True)  # a fine-tune that was broken off may have left gradients
     parameters = trainable_parameters(model)
-    optimizer = build_optimizer(parameters, hp.lr, hp.weight_decay)
+    optimizer = build_optimizer(model, hp.lr, hp.weight_decay, hp.layer_lr, hp.layer_weight_decay)
     weights = {term: torch.tensor(weight, device=workspace.device) for term, weight in hp.loss_weights.items()}
     anchor = workspace.zero_shot.parameters_of(model)
     first = 0
@@ -103,8 +112,8 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
         if workspace.config.model.batch_norm == "frozen":
             model.freeze_batch_norm_statistics()
         outputs = _forward(workspace, recipe, step, parameters, anchor)
-        loss, terms = weighted_loss(weights, outputs)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, terms = weighted_loss(weights, outputs, with_norms=report_norms)
+        backward(loss, weights, outputs)
         if recipe.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm, foreach=True)
         scale_learning_rates(optimizer, lr_multiplier(step, recipe.steps, recipe.warmup_steps, recipe.schedule))

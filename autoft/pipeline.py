@@ -22,6 +22,7 @@ from autoft.fingerprint import check_fingerprint, fingerprint, fingerprint_secti
 from autoft.journal import Journal
 from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import ClipClassifier, LoadedModel, load_model, state_digest
+from autoft.optim import layer_names
 from autoft.report import write_report
 from autoft.search import FINISHED_STATES, RUN_ATTRIBUTE, Coordinator, count_finished, study_id
 from autoft.search_space import Hyperparameters
@@ -64,8 +65,6 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     )
     model = ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], len(data.classes)))
     if config.search_space.layerwise and not config.search_space.layers:
-        from autoft.optim.groups import layer_names
-
         space = config.search_space.model_copy(update={"layers": layer_names(model)})
         config = config.model_copy(update={"search_space": space})
     sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)

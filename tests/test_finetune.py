@@ -22,6 +22,7 @@ from autoft.finetune import (
     Diverged,
     Recipe,
     Step,
+    _forward,
     batch_examples,
     final_recipe,
     finetune,
@@ -29,6 +30,8 @@ from autoft.finetune import (
     training_state,
     trial_recipe,
 )
+from autoft.losses import LOSS_TERMS
+from autoft.losses.weight_norms import NORM_ORDERS
 from autoft.models import ZeroShotState, state_digest
 from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
@@ -133,7 +136,7 @@ def test_defect_2_distances_to_the_start_are_zero_at_first_and_then_what_they_sh
     before = state_digest(workspace.zero_shot.tensors)
     distances: list[dict[str, float]] = []
     weights = [cloned(dict(workspace.model.named_parameters()))]
-    for step in finetune(workspace, run):
+    for step in finetune(workspace, run, report_norms=True):
         distances.append({term: float(step.terms[term]) for term in ("l1_init", "l2_init")})
         weights.append(cloned(dict(workspace.model.named_parameters())))
     assert distances[0] == {"l1_init": 0.0, "l2_init": 0.0}
@@ -259,9 +262,48 @@ def test_the_loss_falls(vit: Workspace, weights: dict[str, float]) -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(vit: Workspace) -> None:
     weights = {term: 0.1 + i for i, term in enumerate(ALL_TERMS)}
-    for step in finetune(vit, recipe(hyperparameters(weights=weights), steps=3)):
+    for step in finetune(vit, recipe(hyperparameters(weights=weights), steps=3), report_norms=True):
         assert set(step.terms) == set(weights)
         assert float(step.loss) == pytest.approx(sum(weights[term] * float(value) for term, value in step.terms.items()), rel=1e-5)
+
+
+def test_reporting_the_norms_changes_no_weight(workspace: Workspace) -> None:
+    states = []
+    for report in (False, True):
+        steps = [(digest(workspace), set(step.terms)) for step in finetune(workspace, recipe(hyperparameters()), report_norms=report)]
+        states.append([state for state, _ in steps])
+        assert all(terms == {term for term in ALL_TERMS if report or term not in NORM_ORDERS} for _, terms in steps)
+    assert states[0] == states[1]
+    tune(workspace, recipe(hyperparameters(weights={term: ALL_TERMS[term] for term in ALL_TERMS if term not in NORM_ORDERS})))
+    assert digest(workspace) != states[0][-1], "the norms count though nobody reads them"
+
+
+@pytest.mark.parametrize("bound", [None, 0.01])
+def test_a_step_is_that_of_autograd_over_the_weighted_sum(vit: Workspace, bound: float | None) -> None:
+    """The first AdamW steps with every term, against plain formulas, autograd and an optimizer built here; clipping sees the norms."""
+    weights = ALL_TERMS | {"l1_zero": 10.0, "l2_zero": 10.0}
+    run = recipe(hyperparameters(weights=weights), steps=3, clip_grad_norm=bound)
+    expected: list[dict[str, Tensor]] = []
+    first_steps(vit, run, 1)  # lets the text tower train
+    vit.zero_shot.restore(vit.model)
+    parameters = dict(vit.model.named_parameters())
+    anchor = [vit.zero_shot.tensors[name] for name in parameters]
+    optimizer = torch.optim.AdamW(parameters.values(), lr=run.hyperparameters.lr, weight_decay=run.hyperparameters.weight_decay)
+    for step in range(3):
+        vit.model.train()
+        outputs = _forward(vit, run, step, list(parameters.values()), anchor)
+        optimizer.zero_grad()
+        total = torch.stack([weight * LOSS_TERMS[term].compute(outputs) for term, weight in weights.items()]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        if bound is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), bound)
+        optimizer.step()
+        expected.append(cloned(parameters))
+    vit.model.zero_grad()
+    for taken, wanted in zip(finetune(vit, run), expected, strict=True):
+        for name, parameter in vit.model.named_parameters():
+            start = vit.zero_shot.tensors[name]
+            torch.testing.assert_close(parameter.detach() - start, wanted[name] - start, rtol=1e-2, atol=2e-5, msg=f"{taken.number} {name}")
 
 
 def test_the_order_of_the_weights_changes_nothing(vit: Workspace) -> None:

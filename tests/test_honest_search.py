@@ -179,3 +179,16 @@ def test_a_run_that_is_done_does_nothing_the_second_time(honest: Any) -> None:
     assert not second.samples and not second.forwards
     assert second.summary["search"] == honest.summary["search"]
     assert all(trial.state == TrialState.COMPLETE for trial in second.study.trials)
+
+
+def test_a_layerwise_study_searches_every_block_and_records_which(tmp_path: Path, tiny_vit: Path) -> None:
+    place = Place(tmp_path, tiny_vit)
+    done = run(place, place.inputs(search_space__preset="layerwise", search__n_trials=3, search__enqueue=["finetune"], final__epochs=1))
+    layers = done.inputs.config.search_space.layers
+    assert layers == ("visual/stem", "visual/block.0", "visual/top", "text", "head")
+    drawn = done.study.trials[1].params
+    assert {f"layer_lr/{layer}" for layer in layers} <= drawn.keys() and "lr" not in drawn
+    enqueued = done.study.trials[0].params
+    assert all(enqueued[f"layer_lr/{layer}"] == pytest.approx(1e-3) for layer in layers), "a method without layers is the same rate everywhere"
+    assert load_config(tmp_path / "run" / "study.yaml").search_space.layers == layers
+    assert is_complete(done.inputs, done.study, tmp_path / "run")

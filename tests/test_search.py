@@ -109,7 +109,7 @@ def test_the_best_trial_respects_the_direction(make_config: Any, tmp_path: Path,
     assert best.hyperparameters == next(job.hyperparameters for job in executor.submitted if job.number == best.number)
 
 
-def test_a_stopped_search_goes_on_where_it_was_and_equals_an_undisturbed_one(make_config: Any, tmp_path: Path) -> None:
+def test_defect_17_a_stopped_search_goes_on_where_it_was_and_equals_an_undisturbed_one(make_config: Any, tmp_path: Path) -> None:
     config = make_config(search__n_trials=10)
     undisturbed = new_study()
     search(config, undisturbed, ScriptedExecutor(by_lr, 2), tmp_path / "a")
@@ -144,7 +144,7 @@ def test_a_trial_interrupted_between_two_suggestions_gets_the_rest_it_would_have
     assert sample_hyperparameters(study.trials[0], config.search_space) == sample_hyperparameters(undisturbed.trials[0], config.search_space)
 
 
-def test_the_pruner_gets_the_reports_and_a_pruned_trial_counts(make_config: Any, tmp_path: Path) -> None:
+def test_defect_17_the_pruner_gets_the_reports_and_a_pruned_trial_counts(make_config: Any, tmp_path: Path) -> None:
     config = make_config(search__n_trials=12, search__pruner="median", trial__reports=2)
     steps = report_steps(config)
     assert steps == [2, 4]

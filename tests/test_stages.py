@@ -277,13 +277,14 @@ def stop_after(calls: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("model", ["tiny_vit", "tiny_convnet"])
-def test_an_interrupted_fine_tune_goes_on_from_its_last_epoch_and_ends_the_same(
+def test_defect_17_an_interrupted_fine_tune_goes_on_from_its_last_epoch_and_ends_the_same(
     model: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(write_study(tmp_path, request.getfixturevalue(model), **BASE, wise_ft=None))
+    seen = _spy_on_training(monkeypatch)
     stages(config, tmp_path, hyperparameters(LR))
     (tmp_path / "run").rename(tmp_path / "undisturbed")
-    seen = _spy_on_training(monkeypatch)
+    seen.clear()
     with pytest.raises(Interrupted, match="at step 6 of 12 of final"):
         stages(config, tmp_path, hyperparameters(LR), stop_after(6))
     assert not (tmp_path / "run" / "stages" / "final.json").exists()

@@ -25,7 +25,10 @@ _NEEDED = ("train", "val_id", "val_ood")  # the sets a budget depends on
 
 @dataclass(frozen=True)
 class _Checked:
-    """How far a study could be checked. missing: paths that are not there, by field. problem: why it is not ready, if it is not."""
+    """How far a study could be checked.
+
+    missing: paths that are not there, by field. problem: why it is not ready, if it is not. leakage, warnings: images that sets share.
+    """
 
     config: StudyConfig
     fingerprint: str | None
@@ -33,6 +36,8 @@ class _Checked:
     data: list[dict[str, Any]]
     missing: dict[str, str]
     problem: AutoFTError | None = None
+    leakage: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -57,6 +62,8 @@ def plan(args: argparse.Namespace) -> int:
         "fingerprint": checked.fingerprint,
         "model": checked.model,
         "data": checked.data,
+        "leakage": checked.leakage,
+        "warnings": checked.warnings,
         "search_space": _space(config),
         "search": _search(config),
         "budget": costs,
@@ -78,6 +85,7 @@ def _check(config: StudyConfig) -> _Checked:
     Raises:
         DataError, ModelError, ConfigError: something is wrong, not only absent.
     """
+    from autoft.data.leakage import describe_leakage
     from autoft.pipeline import prepare
 
     missing = _missing_paths(config)
@@ -94,7 +102,8 @@ def _check(config: StudyConfig) -> _Checked:
         return _Checked(config, None, _named_model(config), _listed(config), {}, ModelError(f"not ready: {error}"))
     loaded = inputs.loaded
     model = _named_model(config) | {"parameters": sum(p.numel() for p in loaded.clip.parameters()), "size": loaded.preprocess.size}
-    return _Checked(inputs.config, inputs.fingerprint, model, _loaded(inputs), {})
+    leakage, warnings = inputs.leakage.to_dict(), tuple(describe_leakage(inputs.leakage))
+    return _Checked(inputs.config, inputs.fingerprint, model, _loaded(inputs), {}, leakage=leakage, warnings=warnings)
 
 
 def _missing_paths(config: StudyConfig) -> dict[str, str]:
@@ -205,6 +214,8 @@ def _print(facts: dict[str, Any]) -> None:
     shape = f": {model['parameters']:,} parameters, {model['size']} x {model['size']} pixels" if "size" in model else ", not loaded"
     console.print(name + shape, markup=False)
     console.print(_data_table(facts["data"], facts["missing"]))
+    for warning in facts["warnings"]:
+        console.print(f"WARNING: {warning}", markup=False, highlight=False)
     table = Table("hyperparameter", "prior", box=box.SIMPLE_HEAD)
     for parameter, prior in facts["search_space"].items():
         table.add_row(parameter, prior.replace("[", "\\["))

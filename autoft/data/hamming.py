@@ -1,4 +1,4 @@
-"""All pairs of 64-bit numbers within a Hamming distance: exact, in bounded memory.
+"""64-bit numbers that two arrays share, exactly or up to a Hamming distance: without a miss, in bounded memory.
 
 Two numbers that differ in at most d bits agree in at least one of d + 1 bands of bits (the pigeonhole principle; Norouzi, Punjani and
 Fleet 2012 build multi-index hashing on it), so only pairs that share a band are looked at. Where bands select too little (large d, few
@@ -38,6 +38,15 @@ def near_pairs(first: Hashes, second: Hashes, distance: int) -> Iterator[Pairs]:
             yield from _pairs_in_band(first, second, distance, bands[: k + 1])
     else:
         yield from _all_pairs(first, second, distance)
+
+
+def contained(values: Hashes, among: Hashes) -> NDArray[np.bool_]:
+    """Which of `values` occur in `among`, (n,). By sorting: several times as fast as np.isin on a million numbers."""
+    if len(among) == 0:
+        return np.zeros(len(values), dtype=bool)
+    known = np.sort(among)
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
 
 
 def _bands(distance: int) -> list[np.uint64]:

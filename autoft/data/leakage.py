@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoft.config import DataConfig
-from autoft.data.hamming import Hashes
+from autoft.data.hamming import Hashes, contained
 from autoft.data.near import Appearance, appearance, compare
 from autoft.data.perceptual import HASH_NAME, perceptual_prints
 from autoft.data.sets import ImageSet, StudyData
@@ -178,7 +178,7 @@ def _content(images: ImageSet) -> Hashes:
 def _exact_report(
     first: str, second: str, sets: Mapping[str, ImageSet], content: Mapping[str, Hashes], config: DataConfig
 ) -> PairReport:
-    in_second, in_first = np.isin(content[first], content[second]), np.isin(content[second], content[first])
+    in_second, in_first = contained(content[first], content[second]), contained(content[second], content[first])
     return PairReport(
         first=first,
         second=second,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.data.hamming import Hashes, Pairs, near_pairs
+from autoft.data.hamming import Hashes, Pairs, contained, near_pairs
 from autoft.data.perceptual import Prints
 
 # A thumbnail whose grey levels span less than this has no shape to hash: all such images would look like each other.
@@ -71,8 +71,8 @@ def compare(first: Appearance, second: Appearance, distance: int, examples: int)
     A hash that is common in either set is left out for both, else one flat scene would be reported thousands of times.
     """
     common = np.union1d(first.common, second.common)
-    telling = [~side.flat & ~np.isin(side.hashes, common) for side in (first, second)]
-    new = [~np.isin(first.content, second.content), ~np.isin(second.content, first.content)]
+    telling = [~side.flat & ~contained(side.hashes, common) for side in (first, second)]
+    new = [~contained(first.content, second.content), ~contained(second.content, first.content)]
     a, b = (_values(side.hashes, mask, fresh) for side, mask, fresh in zip((first, second), telling, new, strict=True))
     near_a, near_b = np.zeros(len(a.hashes), dtype=bool), np.zeros(len(b.hashes), dtype=bool)
     closest: list[Match] = []
@@ -80,8 +80,8 @@ def compare(first: Appearance, second: Appearance, distance: int, examples: int)
         near_a[i] = near_b[j] = True
         closest = _closest(closest, a, b, (i, j, distances), examples)
     return NearDuplicates(
-        first=int((telling[0] & new[0] & np.isin(first.hashes, a.hashes[near_a])).sum()),
-        second=int((telling[1] & new[1] & np.isin(second.hashes, b.hashes[near_b])).sum()),
+        first=int((telling[0] & new[0] & contained(first.hashes, a.hashes[near_a])).sum()),
+        second=int((telling[1] & new[1] & contained(second.hashes, b.hashes[near_b])).sum()),
         first_ignored=int((~telling[0]).sum()),
         second_ignored=int((~telling[1]).sum()),
         closest=tuple(closest),

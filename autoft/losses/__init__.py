@@ -8,15 +8,15 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from autoft.errors import ConfigError
 from autoft.losses.classification import confidence_minimization, cross_entropy, entropy, hinge
 from autoft.losses.contrastive import contrastive as info_nce
-from autoft.losses.weight_norms import NORM_ORDERS, l1_init, l1_zero, l2_init, l2_zero
-from autoft.losses.weight_norms import weight_norms as fused_norms
+from autoft.losses.weight_norms import NORM_ORDERS, add_norm_gradients, l1_init, l1_zero, l2_init, l2_zero, norm_values
 
-__all__ = ["LOSS_TERMS", "LossTerm", "StepOutputs", "check_terms", "needs_text", "weighted_loss"]
+__all__ = ["LOSS_TERMS", "LossTerm", "StepOutputs", "backward", "check_terms", "needs_text", "weighted_loss"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def needs_text(names: Iterable[str]) -> bool:
     return any(LOSS_TERMS[name].needs_text for name in names)
 
 
-def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norms: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """sum_k w_k L_k over the terms that have a weight; no other term is computed.
 
     The order of `weights` does not matter, to the last bit: terms are added in the order of `LOSS_TERMS`.
@@ -144,9 +144,12 @@ def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs) -> tuple[
     Args:
         weights: scalar tensor by term name, on the outputs' device; takes no gradient.
         outputs: of one forward pass.
+        with_norms: whether to compute the weight norms too. Training needs their gradients only, so that a step is spared a pass
+            over all weights; without them the sum is that of the other terms.
 
     Returns:
-        The total, a scalar, and each term's unweighted value, detached, in the order of `LOSS_TERMS`.
+        The total, a scalar, and each term's unweighted value, detached, in the order of `LOSS_TERMS`. Weight norms count in the total's
+        value, never in its graph: `backward` adds their gradient.
 
     Raises:
         ConfigError: a weight has no term, or there are no weights.
@@ -155,16 +158,33 @@ def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs) -> tuple[
     if not weights:
         raise ConfigError("loss_weights is empty: a loss needs at least one term")
     active = [name for name in LOSS_TERMS if name in weights]
-    totals: list[Tensor] = []
+    total = torch.zeros((), device=outputs.logits.device)
     parts: dict[str, Tensor] = {}
     for name in active:
         if name not in NORM_ORDERS:
             value = LOSS_TERMS[name].compute(outputs)
-            totals.append(weights[name].detach() * value)
+            total = total + weights[name].detach() * value
             parts[name] = value.detach()
-    norms = {name: weights[name] for name in active if name in NORM_ORDERS}
+    norms = _norms(weights)
+    if norms and with_norms:
+        parts |= norm_values(outputs.parameters, outputs.anchor, tuple(norms))
+        total = total + torch.stack([weights[name].detach() * parts[name] for name in norms]).sum()
+    return total, {name: parts[name] for name in active if name in parts}
+
+
+def backward(total: Tensor, weights: Mapping[str, Tensor], outputs: StepOutputs) -> None:
+    """Leave the gradient of sum_k w_k L_k, weight norms included, in the parameters' `grad`.
+
+    Args:
+        total: of `weighted_loss`, computed with or without the norms' values.
+        weights, outputs: what it was computed from.
+    """
+    if total.requires_grad:  # else there are weight norms only
+        total.backward()  # type: ignore[no-untyped-call]
+    norms = _norms(weights)
     if norms:
-        total, values = fused_norms(outputs.parameters, outputs.anchor, norms)
-        totals.append(total)
-        parts |= values
-    return sum(totals[1:], start=totals[0]), {name: parts[name] for name in active}
+        add_norm_gradients(outputs.parameters, outputs.anchor, norms)
+
+
+def _norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weights[name] for name in LOSS_TERMS if name in weights and name in NORM_ORDERS}

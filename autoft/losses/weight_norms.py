@@ -4,17 +4,14 @@ AutoFT (arXiv 2401.10220) divides by the parameter count and takes no square roo
 1802.01483) up to that factor. The anchor must be a clone: in the authors' final run it shared storage with the weights, so both
 distances were 0 throughout.
 
-`l1_zero` ... `l2_init` say what is meant. `weight_norms` is what training uses: the same values and gradients, in closed form, for all
-active terms in two passes over memory. For a MobileNetV2-CLIP (9.9M entries in 199 tensors) on one CPU thread, four terms, forward
-and backward, the best of 25 runs took 55 ms of CPU time, against 138 ms for autograd over the plain formulas.
+`l1_zero` ... `l2_init` say what is meant. Training uses their closed forms, for all active terms at once, a cache-sized block at a time:
+`add_norm_gradients` at every step, `norm_values` only where somebody wants to read them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Exponent of each norm; the *_init ones are of the distance to the anchor.
 NORM_ORDERS: Mapping[str, int] = {"l1_zero": 1, "l2_zero": 2, "l1_init": 1, "l2_init": 2}
@@ -45,57 +42,61 @@ def l2_init(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> Tensor:
     return l2_zero([theta - start for theta, start in zip(parameters, anchor, strict=True)])
 
 
-def weight_norms(
-    parameters: Sequence[Tensor], anchor: Sequence[Tensor], weights: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of norms, differentiable in `parameters` once, and each norm's value without gradient.
+@torch.no_grad()
+def norm_values(parameters: Sequence[Tensor], anchor: Sequence[Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The value of each named norm of `NORM_ORDERS`, a scalar without gradient; a pass over all weights.
 
     Args:
         parameters: trainable parameters, any shapes, one device.
         anchor: their zero-shot values in the same order, not sharing storage with them. Looked at by the *_init norms only.
-        weights: scalar tensor for each wanted norm of `NORM_ORDERS`, on the parameters' device; takes no gradient.
+        names: at least one.
+
+    Raises:
+        ValueError: `anchor` does not match the parameters, or shares storage with them.
+    """
+    _check_anchor(names, parameters, anchor)
+    sums: dict[str, list[Tensor]] = {name: [] for name in names}
+    for theta, start in _blocks(parameters, _anchor_or_self(names, parameters, anchor)):
+        operands = _operands(names, theta, start)
+        for name in names:
+            sums[name].extend(_sums(operands[name], NORM_ORDERS[name]))
+    return {name: torch.stack(sums[name]).sum() / _entries(parameters) for name in names}
+
+
+@torch.no_grad()
+def add_norm_gradients(parameters: Sequence[Tensor], anchor: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Add the gradient of sum_k w_k n_k to every parameter's `grad`, in place; a parameter without one gets one.
+
+    It is sum_k (w_k / P) sign(x_k) for order 1 and (2 w_k / P) x_k for order 2, x = theta or theta - anchor. Call it after `backward` of the
+    other terms and before gradients are clipped. The result is to the bit what autograd over the whole sum would leave in `grad` for a
+    parameter that the other terms use once, and saves a second set of gradients in memory.
+
+    Args:
+        parameters, anchor: as for `norm_values`.
+        weights: scalar tensor for each wanted norm of `NORM_ORDERS`, on the parameters' device.
 
     Raises:
         ValueError: `anchor` does not match the parameters, or shares storage with them.
     """
     names = tuple(weights)
-    if any(_relative(name) for name in names):
-        _check_anchor(parameters, anchor)
-    stacked = torch.stack([weights[name].detach() for name in names])
-    total, values = _WeightNorms.apply(names, tuple(anchor), stacked, *parameters)
-    return total, dict(zip(names, values.unbind(), strict=True))
+    _check_anchor(names, parameters, anchor)
+    factors = {name: NORM_ORDERS[name] * (weights[name] / _entries(parameters)) for name in names}
+    for theta, start, gradient in _blocks(parameters, _anchor_or_self(names, parameters, anchor), _gradients(parameters)):
+        operands = _operands(names, theta, start)
+        total = _gradient(names[0], operands[names[0]], factors[names[0]])
+        for name in names[1:]:
+            torch._foreach_add_(total, _gradient(name, operands[name], factors[name]))
+        torch._foreach_add_(gradient, total)
 
 
-class _WeightNorms(torch.autograd.Function):
-    """Value sum_k w_k n_k; gradient sum_k (w_k / P) sign(x_k) for order 1 and 2 (w_k / P) x_k for order 2, x = theta or theta - anchor."""
-
-    @staticmethod
-    def forward(ctx: Any, names: tuple[str, ...], anchor: tuple[Tensor, ...], weights: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        sums: dict[str, list[Tensor]] = {name: [] for name in names}
-        for theta, start in _blocks(parameters, _anchor_or_self(names, parameters, anchor)):
-            operands = _operands(names, theta, start)
-            for name in names:
-                sums[name].extend(_sums(operands[name], NORM_ORDERS[name]))
-        values = torch.stack([torch.stack(sums[name]).sum() for name in names]) / _entries(parameters)
-        ctx.save_for_backward(weights, *parameters)
-        ctx.names, ctx.anchor = names, anchor
-        ctx.mark_non_differentiable(values)
-        return (weights * values).sum(), values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *parameters = ctx.saved_tensors
-        names: tuple[str, ...] = ctx.names
-        factors = dict(zip(names, (weights * grad_total / _entries(parameters)).unbind(), strict=True))
-        gradients = [torch.empty_like(theta) for theta in parameters]
-        for theta, start, gradient in _blocks(parameters, _anchor_or_self(names, parameters, ctx.anchor), gradients):
-            operands = _operands(names, theta, start)
-            total = _gradient(names[0], operands[names[0]], factors[names[0]])
-            for name in names[1:]:
-                torch._foreach_add_(total, _gradient(name, operands[name], factors[name]))
-            torch._foreach_copy_(gradient, total)
-        return (None, None, None, *gradients)
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Each parameter's `grad`. Missing ones start at -0, which alone leaves every number it is added to as it is, +0 and -0 included."""
+    found = []
+    for theta in parameters:
+        if theta.grad is None:
+            theta.grad = torch.full_like(theta, -0.0)
+        found.append(theta.grad)
+    return found
 
 
 def _sums(operand: list[Tensor], order: int) -> list[Tensor]:
@@ -107,13 +108,13 @@ def _sums(operand: list[Tensor], order: int) -> list[Tensor]:
 
 def _gradient(name: str, operand: list[Tensor], factor: Tensor) -> list[Tensor]:
     if NORM_ORDERS[name] == 2:
-        return list(torch._foreach_mul(operand, 2 * factor))
+        return list(torch._foreach_mul(operand, factor))
     signs = list(torch._foreach_sign(operand))
     torch._foreach_mul_(signs, factor)
     return signs
 
 
-def _operands(names: tuple[str, ...], theta: list[Tensor], start: list[Tensor]) -> dict[str, list[Tensor]]:
+def _operands(names: Sequence[str], theta: list[Tensor], start: list[Tensor]) -> dict[str, list[Tensor]]:
     """What each norm is taken of: the weights, or their distance to the anchor, subtracted once for all."""
     moved = list(torch._foreach_sub(theta, start)) if any(_relative(name) for name in names) else []
     return {name: moved if _relative(name) else theta for name in names}
@@ -135,7 +136,7 @@ def _blocks(*groups: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     yield tuple(map(list, zip(*block, strict=True)))
 
 
-def _anchor_or_self(names: tuple[str, ...], parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> Sequence[Tensor]:
+def _anchor_or_self(names: Sequence[str], parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> Sequence[Tensor]:
     """The anchor if a norm looks at it; else the parameters stand in, so that callers without *_init norms need none."""
     return anchor if any(_relative(name) for name in names) else parameters
 
@@ -148,7 +149,9 @@ def _entries(parameters: Sequence[Tensor]) -> int:
     return sum(theta.numel() for theta in parameters)
 
 
-def _check_anchor(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> None:
+def _check_anchor(names: Sequence[str], parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> None:
+    if not any(_relative(name) for name in names):
+        return
     if [theta.shape for theta in parameters] != [start.shape for start in anchor]:
         raise ValueError(f"the anchor has {len(anchor)} tensors that do not match the {len(parameters)} parameters one by one in shape")
     for theta, start in zip(parameters, anchor, strict=True):

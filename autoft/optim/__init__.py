@@ -1,6 +1,7 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, layer groups and learning-rate schedules."""
 
 from autoft.optim.adamw import build_optimizer
+from autoft.optim.groups import layer_names, parameter_groups
 from autoft.optim.schedules import lr_multiplier, scale_learning_rates
 
-__all__ = ["build_optimizer", "lr_multiplier", "scale_learning_rates"]
+__all__ = ["build_optimizer", "layer_names", "lr_multiplier", "parameter_groups", "scale_learning_rates"]

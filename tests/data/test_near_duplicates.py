@@ -7,13 +7,13 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autoft.data.hamming as hamming
 import autoft.data.near as near_module
 import autoft.data.perceptual as perceptual
-from autoft.data.hamming import near_pairs
+from autoft.data.hamming import contained, near_pairs
 from autoft.data.near import COMMON_HASH, FLAT_CONTRAST, Appearance, appearance, compare
 from autoft.data.perceptual import Prints, perceptual_prints, print_of
 from autoft.data.sets import ImageSet
@@ -40,6 +40,7 @@ def clustered(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return first, second
 
 
+@settings(deadline=None)
 @given(lists=clustered(), distance=st.integers(0, 16), by_bands=st.booleans(), block=st.sampled_from([1, 3, 1 << 18]))
 def test_every_near_pair_is_found_once(lists: tuple[list[int], list[int]], distance: int, by_bands: bool, block: int) -> None:
     first, second = lists
@@ -52,6 +53,13 @@ def test_every_near_pair_is_found_once(lists: tuple[list[int], list[int]], dista
         (i, j, bits_apart(a, b)) for i, a in enumerate(first) for j, b in enumerate(second) if bits_apart(a, b) <= distance
     ]  # fmt: skip
     assert all(len(i) <= max(block, len(second)) for i, _, _ in steps)
+
+
+@settings(deadline=None)
+@given(values=st.lists(st.integers(0, 20)), among=st.lists(st.integers(0, 20)))
+def test_contained_is_membership(values: list[int], among: list[int]) -> None:
+    found = contained(np.array(values, dtype=np.uint64), np.array(among, dtype=np.uint64))
+    assert found.tolist() == [value in among for value in values]
 
 
 def test_bands_cover_every_bit_once() -> None:
@@ -152,6 +160,7 @@ def seen(hashes: list[int], content: list[int], contrast: list[int] | None = Non
 few = st.lists(st.tuples(st.sampled_from([0, 1, 3, 7, 255, 2**63]), st.integers(0, 15), st.sampled_from([FLAT_CONTRAST - 1, FLAT_CONTRAST, 255])), max_size=40)
 
 
+@settings(deadline=None)
 @given(first=few, second=few, distance=st.integers(0, 4))
 def test_counts_agree_with_their_definition(
     first: list[tuple[int, int, int]], second: list[tuple[int, int, int]], distance: int
@@ -205,7 +214,8 @@ def test_one_image_under_many_corruptions_does_not_make_its_hash_common() -> Non
     assert (found.first, found.second, found.first_ignored) == (15, 1, 0)
 
 
-def test_only_the_closest_are_listed() -> None:
+def test_only_the_closest_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hamming, "_BLOCK", 1)  # so that they come in many steps
     first = seen([0b111 << 8 * k for k in range(6)], list(range(6)))
     second = seen([0b001 << 8 * k for k in range(3)] + [0b111 << 8 * k for k in range(3, 6)], list(range(10, 16)))
     found = compare(first, second, 2, 4)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from autoft.config import DataConfig, WildsDataset
+from autoft.config.vocabulary import class_names
 from autoft.data import load_study_data, open_listing
 from autoft.data.official import OFFICIAL_SIZES
 from autoft.errors import DataError
@@ -150,8 +151,22 @@ def test_a_study_of_fmow(root: Path, tmp_path: Path) -> None:
     assert (len(data.train), len(data.val_id), len(data.val_ood), len(test)) == (12, 12, 18, 12)
 
 
+def test_defect_15_iwildcam_has_182_classes(tmp_path: Path) -> None:
+    """The authors' code took 294 in places."""
+    assert len(class_names("iwildcam")) == 182
+    folder = iwildcam(tmp_path, "train").path
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "a.jpg").write_bytes(encoded(picture(0, 8, 8), "JPEG"))
+    for y in (181, 182, 293):
+        (folder / "metadata.csv").write_text(f"split,location_remapped,y,filename\ntrain,0,{y},a.jpg\n")
+        if y < 182:
+            assert open_listing(iwildcam(tmp_path, "train"), "data.train").labels == [y]
+        else:
+            with pytest.raises(DataError, match=f"y = '{y}' is no class; there are 0 to 181"):
+                open_listing(iwildcam(tmp_path, "train"), "data.train")
+
+
 def test_a_study_of_iwildcam(root: Path, tmp_path: Path) -> None:
-    """182 classes; the authors' code took 294 in places."""
     data = load_study_data(study(iwildcam, root), 8, "bicubic", "shortest", tmp_path)
     assert data.classes.keys == tuple(map(str, range(182)))
     assert sorted(data.train.labels.tolist()) == list(range(182))
