@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-slow lint bench bench-smoke docs clean
+.PHONY: demo test test-slow mutants lint bench bench-smoke results-autoft docs clean
 
 demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
 	$(BIN)/autoft demo
@@ -13,6 +13,9 @@ test: $(READY)  ## the test suite, under 10 minutes on 2 cores
 
 test-slow: $(READY)  ## whole studies, the demo, a real browser (needs chromium and ../shared)
 	$(BIN)/python -m pytest -m "slow or browser"
+
+mutants: $(READY)  ## put each known defect back: its tests must fail; under 5 minutes on 2 cores
+	$(BIN)/python -m tests.mutants.run
 
 lint: $(READY)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -25,14 +28,19 @@ bench: $(READY)  ## measure the overhead of a trial; writes benches/records/ and
 bench-smoke: $(READY)  ## the same program on a few trials, without writing a record
 	$(BIN)/python -m benches.trial_overhead --trials 2 --dry-run
 
-docs: $(READY)  ## print docs/cli.md and docs/study-file.md again from the code
+results-autoft: $(READY)  ## AutoFT and its baselines on three shifts; resumable, over an hour; writes docs/results/autoft.md (needs ../shared)
+	$(BIN)/python -m benches.results_autoft
+
+docs: $(READY)  ## print docs/cli.md, docs/study-file.md and docs/presets.md again from the code
 	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv build dist runs
 
+# wilds is for tests/data/test_wilds.py alone; of its dependencies, torch_scatter would have to be compiled.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps wilds
 	@touch $(READY)

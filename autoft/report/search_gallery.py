@@ -138,7 +138,7 @@ def _pareto(summary: Mapping[str, Any], trials: Sequence[Trial]) -> Iterator[Plo
 
 def _horizon(summary: Mapping[str, Any]) -> Iterator[Plot]:
     found = horizon_of(summary)
-    if found is None:
+    if found is None or len(found.pairs) < 2:  # one point shows nothing about order
         return
     lines: list[Cells] = [("label", "short", "long", "short_steps", "long_steps")]
     lines += [(pair.label, pair.short, pair.long, found.short_steps, pair.long_steps) for pair in found.pairs]

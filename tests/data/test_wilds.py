@@ -1,7 +1,7 @@
 """iWildCam and FMoW, read from miniature copies in WILDS' layout, and compared with the wilds package where it is installed.
 
-The package is no requirement: it needs torch_scatter, which has to be compiled. `pip install --no-deps wilds pandas pytz` is enough for
-the tests here, which stand in for the one function they need of it.
+The package is a tool of the tests only. It needs torch_scatter, which has to be compiled, so the Makefile installs it without its
+dependencies, and the tests here stand in for the one function they need of torch_scatter.
 """
 
 import csv
