@@ -20,9 +20,10 @@ from autoft.executor import Executor
 from autoft.files import read_json, write_json, write_text
 from autoft.fingerprint import check_fingerprint, fingerprint, fingerprint_sections
 from autoft.journal import Journal
+from autoft.losses import needs_text
 from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import ClipClassifier, LoadedModel, load_model, state_digest
-from autoft.optim import layer_names
+from autoft.optim import TEXT, layer_names
 from autoft.report import write_report
 from autoft.search import FINISHED_STATES, RUN_ATTRIBUTE, Coordinator, count_finished, study_id
 from autoft.search_space import Hyperparameters
@@ -65,7 +66,9 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     )
     model = ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], len(data.classes)))
     if config.search_space.layerwise and not config.search_space.layers:
-        space = config.search_space.model_copy(update={"layers": layer_names(model)})
+        with_text = needs_text((config.search_space.reference, *config.search_space.terms))
+        layers = tuple(layer for layer in layer_names(model) if with_text or layer != TEXT)
+        space = config.search_space.model_copy(update={"layers": layers})
         config = config.model_copy(update={"search_space": space})
     sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)
     text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}

@@ -192,3 +192,8 @@ def test_a_layerwise_study_searches_every_block_and_records_which(tmp_path: Path
     assert all(enqueued[f"layer_lr/{layer}"] == pytest.approx(1e-3) for layer in layers), "a method without layers is the same rate everywhere"
     assert load_config(tmp_path / "run" / "study.yaml").search_space.layers == layers
     assert is_complete(done.inputs, done.study, tmp_path / "run")
+
+
+def test_a_layerwise_study_without_the_text_tower_does_not_search_its_rate(tmp_path: Path, tiny_vit: Path) -> None:
+    inputs = Place(tmp_path, tiny_vit).inputs(search_space__preset="layerwise", search_space__terms=["hinge"])
+    assert inputs.config.search_space.layers == ("visual/stem", "visual/block.0", "visual/top", "head")
