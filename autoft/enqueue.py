@@ -1,6 +1,7 @@
 """Configurations a study tries first: named methods, and the best of earlier studies."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -29,6 +30,18 @@ def configuration_name(trial: FrozenTrial | optuna.Trial) -> str | None:
     """The name of an enqueued trial's configuration; None for a trial the sampler proposed."""
     fixed = trial.user_attrs.get(FIXED_ATTRIBUTE)
     return None if fixed is None else str(fixed["name"])
+
+
+def ran_with(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial was run with, by parameter name; of an enqueued one its true values, which may lie outside the space."""
+    fixed = trial.user_attrs.get(FIXED_ATTRIBUTE)
+    if fixed is None:
+        return dict(trial.params)
+    hp = Hyperparameters.from_dict(fixed["hyperparameters"])
+    layers = {f"layer_lr/{layer}": lr for layer, lr in hp.layer_lr.items()}
+    layers |= {f"layer_weight_decay/{layer}": decay for layer, decay in hp.layer_weight_decay.items()}
+    weights = {f"loss_weight/{term}": weight for term, weight in hp.loss_weights.items()}
+    return {"lr": hp.lr, "weight_decay": hp.weight_decay, **layers, **weights, "seed": hp.seed}
 
 
 def best_of_study(source: str, study: Study, theirs: SearchSpaceConfig, config: StudyConfig) -> dict[str, Hyperparameters]:

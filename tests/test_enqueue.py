@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from autoft.config import METHOD_NAMES, SEARCHED_TERMS, SearchSpaceConfig, StudyConfig, load_config
 from autoft.confirm import candidates
-from autoft.enqueue import best_of_study, configuration_name, enqueue
+from autoft.enqueue import best_of_study, configuration_name, enqueue, ran_with
 from autoft.errors import ConfigError
 from autoft.executor import Event, Job, Reported
 from autoft.losses import LOSS_TERMS
@@ -76,6 +76,9 @@ def test_an_enqueued_trial_runs_with_exactly_the_methods_hyperparameters_and_the
     assert sample_hyperparameters(frozen, space) == hp and configuration_name(frozen) == name
     assert all(distribution._contains(distribution.to_internal_repr(frozen.params[n])) for n, distribution in frozen.distributions.items())
     assert frozen.params == pytest.approx(nearest_parameters(hp, space))
+    shown = ran_with(frozen)
+    weights = {term: shown[f"loss_weight/{term}"] for term in hp.loss_weights}
+    assert weights == hp.loss_weights and len(shown) == 3 + len(weights) and (shown["lr"], shown["seed"]) == (hp.lr, hp.seed)
 
 
 def test_parameters_inside_the_space_are_kept_and_others_go_to_its_edge() -> None:

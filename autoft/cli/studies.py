@@ -11,7 +11,7 @@ from rich.table import Table
 
 from autoft.cli.progress import stdout_console
 from autoft.cli.runtime import storage_url
-from autoft.enqueue import configuration_name
+from autoft.enqueue import configuration_name, ran_with
 from autoft.pipeline import CONFIG_ATTRIBUTE, STATE_ATTRIBUTE
 from storage import StorageURL, StudySummary, list_studies, load_study_readonly
 
@@ -60,10 +60,10 @@ def show(args: argparse.Namespace) -> int:
         print(f"\nbest trial {best['number']}{named} with score {best['score']:.4f}")
         for name, value in sorted(best["parameters"].items()):
             print(f"  {name:36} {value:.6g}")
-    table = Table("trial", "state", "score", "lr", "weight_decay", "worker", "seconds", box=box.SIMPLE_HEAD)
+    table = Table("trial", "configuration", "state", "score", "lr", "weight_decay", "worker", "seconds", box=box.SIMPLE_HEAD)
     for trial in trials:
         run, parameters = trial["run"], trial["parameters"]
-        cells = (trial["number"], trial["state"], trial["score"], parameters.get("lr"), parameters.get("weight_decay"), run.get("worker"), run.get("seconds"))
+        cells = (trial["number"], trial["name"] or "searched", trial["state"], trial["score"], parameters.get("lr"), parameters.get("weight_decay"), run.get("worker"), run.get("seconds"))
         table.add_row(*(_text(cell) for cell in cells))
     stdout_console().print(table)
     return 0
@@ -104,7 +104,7 @@ def _best(study: Study) -> dict[str, Any] | None:
         return None
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     trial = min(complete, key=lambda trial: (sign * trial.values[0], trial.number))
-    return {"number": trial.number, "name": configuration_name(trial), "score": trial.values[0], "parameters": trial.params}
+    return {"number": trial.number, "name": configuration_name(trial), "score": trial.values[0], "parameters": ran_with(trial)}
 
 
 def _trial(trial: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _trial(trial: Any) -> dict[str, Any]:
         "state": trial.state.name,
         "name": configuration_name(trial),
         "score": trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
-        "parameters": trial.params,
+        "parameters": ran_with(trial),
         "reports": {str(step): value for step, value in trial.intermediate_values.items()},
         "run": trial.user_attrs.get("run", {}),
     }
