@@ -224,7 +224,7 @@ def test_defect_16_a_checkpoint_holds_tensors_and_text_and_no_training_state_is_
             with safe_open(file, framework="pt") as tensors:
                 assert list(tensors.keys())
         else:
-            assert file.read_text(encoding="utf-8").isprintable() or "\n" in file.read_text(encoding="utf-8")
+            file.read_text(encoding="utf-8")  # raises where a file is no text
 
 
 # --- all of them
