@@ -53,8 +53,13 @@ class Inputs:
         return fingerprint(self.sections)
 
 
-def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, int], None] | None = None) -> Inputs:
+def prepare(
+    config: StudyConfig, cache_dir: Path, decoding: Callable[[str, int, int], None] | None = None, comparing: Callable[[str, int, int], None] | None = None
+) -> Inputs:
     """Load and check everything a study needs before any work starts.
+
+    Args:
+        decoding, comparing: called with (field, images done, images in all) while images are decoded, and hashed for the leakage check.
 
     Raises:
         DataError, ModelError, ConfigError: naming what is wrong with which field.
@@ -62,7 +67,7 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     loaded = load_model(config.model)
     pixels = loaded.preprocess
     data = load_study_data(
-        config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=all_splits(config), progress=progress
+        config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=all_splits(config), progress=decoding
     )
     model = ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], len(data.classes)))
     if config.search_space.layerwise and not config.search_space.layers:
@@ -73,7 +78,7 @@ def prepare(config: StudyConfig, cache_dir: Path, progress: Callable[[str, int, 
     sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)
     text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}
     entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in text)
-    leakage = check_leakage(data, config.data, cache_dir, progress)
+    leakage = check_leakage(data, config.data, cache_dir, comparing)
     return Inputs(config, data, loaded, sections, entries, leakage)
 
 

@@ -212,7 +212,10 @@ class _Training:
         self._seconds = 0.0  # spent by runs before this one
 
     def run(self, folder: Path) -> dict[str, Any]:
-        """Train, save the best epoch's weights to `folder`, and return the record. Raises TrialCodeError if it diverges."""
+        """Train, save the best epoch's weights to `folder`, and return the record. Raises TrialCodeError if it diverges.
+
+        An epoch's `train_loss` is of the terms that read the data: the weight norms' values are not computed while training.
+        """
         try:
             return self._run(folder)
         except (Diverged, NonFiniteScore) as error:

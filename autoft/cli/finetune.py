@@ -47,7 +47,7 @@ def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, n
     stop.announces = args.json or not is_live()
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(args.threads)
-        inputs = prepare(config, cache_dir(), view.decoding)
+        inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         setting = Setting(inputs.config.search_space, inputs.entries, config.search.seed)
         hyperparameters = given or method_hyperparameters(name, setting)  # type: ignore[arg-type]
         stack.enter_context(stop.deferred())

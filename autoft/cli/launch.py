@@ -57,7 +57,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
         url = storage_url()
         view({"event": "preparing", "study": config.study, "storage": url.safe})
         known = _is_known(url, config.study)  # an unreachable database is reported before images are decoded
-        inputs = prepare(config, cache_dir(), view.decoding)
+        inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=False)) if known else None
         if handle is not None and is_complete(inputs, handle.study, run_dir):
             view({"event": "already_complete", "study": config.study})

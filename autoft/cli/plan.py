@@ -95,7 +95,7 @@ def _check(config: StudyConfig) -> _Checked:
         return _Checked(config, None, _named_model(config), _rows(sizes), missing, DataError(f"not ready: {absent}"))
     try:
         with make_view(config, as_json=False) as view:
-            inputs = prepare(config, cache_dir(), view.decoding)
+            inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
     except ModelError as error:
         if _NO_HUB not in str(error):
             raise

@@ -27,6 +27,10 @@ class View(Protocol):
         """Images of a set are being decoded into the cache."""
         ...
 
+    def comparing(self, field: str, done: int, of: int) -> None:
+        """Images of a set are being hashed, to be compared with other sets."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
@@ -67,6 +71,9 @@ class JsonView:
     def decoding(self, field: str, done: int, of: int) -> None:
         if done == of:
             self({"event": "decoded", "field": field, "images": of})
+
+    def comparing(self, field: str, done: int, of: int) -> None:
+        return None
 
 
 class _Score:
@@ -165,6 +172,9 @@ class PlainView:
         if done == of:
             print(f"decoded {of} images of {field}", file=sys.stderr, flush=True)
 
+    def comparing(self, field: str, done: int, of: int) -> None:
+        return None
+
 
 class LiveView:
     """In a terminal: one bar for what is going on, above it a line for what is done."""
@@ -191,6 +201,11 @@ class LiveView:
         if done == of:
             self._clear()
             self._print(f"decoded {of} images of {field}")
+
+    def comparing(self, field: str, done: int, of: int) -> None:
+        self._show(f"comparing {field}", done, of)
+        if done == of:
+            self._clear()
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._score.take(event)
