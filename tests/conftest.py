@@ -1,6 +1,8 @@
 """Fixtures every suite may use."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,12 @@ def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AUTOFT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "image-cache"))
     monkeypatch.delenv("AUTOFT_STORAGE_URL", raising=False)
     monkeypatch.delenv("AUTOFT_STORAGE_URL_FILE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """`autoft.cli.main.main` sets logging up for a process of its own; undone after every test."""
+    handlers = list(logging.root.handlers)
+    yield
+    logging.disable(logging.NOTSET)
+    logging.root.handlers[:] = handlers

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import shutil
 import socket
@@ -45,15 +44,6 @@ class Said:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """`main` sets logging up for a process of its own."""
-    handlers = list(logging.root.handlers)
-    yield
-    logging.disable(logging.NOTSET)
-    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture

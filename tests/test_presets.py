@@ -1,9 +1,8 @@
 """The published studies as study files, and what `autoft plan` says of a study whose data or weights are not here."""
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,15 +230,6 @@ def autoft(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """`main` sets logging up for a process of its own."""
-    handlers = list(logging.root.handlers)
-    yield
-    logging.disable(logging.NOTSET)
-    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture
