@@ -1,6 +1,6 @@
 """Optimizers, layer groups and learning-rate schedules."""
 
-from autoft.optim.adamw import build_optimizer
+from autoft.optim.base import build_optimizer
 from autoft.optim.groups import TEXT, layer_names, parameter_groups
 from autoft.optim.schedules import lr_multiplier, scale_learning_rates
 

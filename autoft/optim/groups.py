@@ -13,7 +13,7 @@ from torch import nn
 STEM, TOP, TEXT, HEAD = "visual/stem", "visual/top", "text", "head"
 
 _VISUAL = "clip.visual."
-_HEAD = re.compile(r"head\.|clip\.logit_(scale|bias)$")
+_HEAD = re.compile(r"(core_)?head\.|clip\.logit_(scale|bias)$")
 # A block is an entry of a list with one of these names: `resblocks.3` of open_clip's ViT, `layer1.0` of its ResNet, `stages.2.blocks.7` of
 # a timm ConvNeXt, `blocks.3` of a timm ViT or MobileNet. Greedy: the innermost such list counts.
 _BLOCK = re.compile(r".*\b(?:resblocks|blocks|layers?\d*|stages?\d*)\.\d+(?=\.)")
@@ -30,7 +30,8 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     `visual/stem`: of the image tower, what comes before its first block. `visual/block.0` ...: its blocks in order; what stands between two
     blocks (a downsampling) goes with the second. `visual/top`: what comes after the last one. `text`: the text tower. `head`: the
-    classifier, and the logit scale and bias. A group without parameters is left out. A tower without blocks is all stem.
+    classifier, both heads of it where there are two, and the logit scale and bias. A group without parameters is left out. A tower
+    without blocks is all stem.
     """
     named = dict(model.named_parameters())
     visual = {name.removeprefix(_VISUAL): parameter for name, parameter in named.items() if name.startswith(_VISUAL)}
