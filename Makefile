@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-slow mutants lint bench bench-smoke results-autoft docs clean
+.PHONY: demo test test-slow mutants lint bench bench-smoke bench-methods results-autoft results-methods docs clean
 
 demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
 	$(BIN)/autoft demo
@@ -28,8 +28,14 @@ bench: $(READY)  ## measure the overhead of a trial; writes benches/records/ and
 bench-smoke: $(READY)  ## the same program on a few trials, without writing a record
 	$(BIN)/python -m benches.trial_overhead --trials 2 --dry-run
 
+bench-methods: $(READY)  ## cost of each method's step, memory and optimizer state against plain fine-tuning (needs ../shared)
+	$(BIN)/python -m benches.methods
+
 results-autoft: $(READY)  ## AutoFT and its baselines on three shifts; resumable, over an hour; writes docs/results/autoft.md (needs ../shared)
 	$(BIN)/python -m benches.results_autoft
+
+results-methods: $(READY)  ## every method on PACS and the strongest on digits; resumable, over an hour; writes docs/results/methods.md (needs ../shared)
+	$(BIN)/python -m benches.results_methods
 
 docs: $(READY)  ## print docs/cli.md, docs/study-file.md and docs/presets.md again from the code
 	$(BIN)/python -m docs.generate

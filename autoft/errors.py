@@ -9,6 +9,7 @@
     ├── StudyConflict      a study of that name exists and is not this one
     │   └── StudyLocked    another coordinator owns the study
     ├── ClusterError       the cluster cannot give what was asked for
+    ├── EndpointError      a language model cannot be reached, or gives no answer that can be used
     ├── TrialCodeError     a trial failed with a bug, so every trial would
     └── Interrupted        SIGINT or SIGTERM: stopped cleanly, can be resumed
 
@@ -48,6 +49,12 @@ class StudyNotFound(StorageError):
 
 class ClusterError(AutoFTError):
     """The cluster cannot give what was asked for."""
+
+    exit_code = 4
+
+
+class EndpointError(AutoFTError):
+    """A language model cannot be reached, or gives no answer that can be used."""
 
     exit_code = 4
 

@@ -5,7 +5,7 @@ The Ray implementation is `workers.ray_executor`; both run `autoft.trial.run_tri
 
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from autoft.config import StudyConfig
-from autoft.errors import AutoFTError
+from autoft.errors import AutoFTError, TrialCodeError
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, run_stages
 from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial, trial_splits
@@ -106,6 +106,13 @@ class Executor(Protocol):
         """Run the stages after the search on one worker that has a whole worker's device, or all cores, to itself."""
         ...
 
+    def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
+        """Run many requests, several at once where there are workers; yields the position of each when it has ended.
+
+        A fine-tune that diverged is yielded with its error; every other error is raised.
+        """
+        ...
+
     def close(self) -> None:
         """Stop everything and give the workers back."""
         ...
@@ -188,6 +195,23 @@ class InProcessExecutor:
         """Run the stages after the search in this process."""
         self._workspace = None  # the stages load their own, with every split
         run_stages(request, device=self._device, cache_dir=self._cache_dir, emit=emit, should_stop=self._should_stop)
+
+    def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
+        """Run the requests one after the other in this process."""
+        self._workspace = None
+        kept: tuple[StudyConfig, Workspace] | None = None
+        for index, request in enumerate(requests):
+            workspace = kept[1] if kept is not None and kept[0] == request.config else None
+            try:
+                workspace = run_stages(
+                    request, device=self._device, cache_dir=self._cache_dir, emit=emit, should_stop=self._should_stop, workspace=workspace
+                )
+                kept = (request.config, workspace)
+            except TrialCodeError as error:
+                kept = None
+                yield index, error
+            else:
+                yield index, None
 
     def close(self) -> None:
         """Nothing outlives this object."""

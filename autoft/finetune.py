@@ -1,6 +1,6 @@
-"""The only training loop. Trials, baselines and the final fine-tune differ by configuration alone.
+"""The only training loop. Trials, baselines, other methods and the final fine-tune differ by configuration alone.
 
-    restore the zero-shot weights -> for each step: batch, one forward for all loss terms, backward, scaled rate, AdamW
+    restore the zero-shot weights -> for each step: batch, one forward for all loss terms, backward, scaled rate, optimizer
 
 References: AutoFT, arXiv 2401.10220 (weighted sum of loss terms, AdamW over every parameter); WiSE-FT and FLYP (per-step cosine
 with warm-up). Everything random is a function of (seed, step), so a run resumed at a step goes on as if it had not stopped.
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoft.config import FinalConfig, TrialConfig
-from autoft.losses import StepOutputs, backward, needs_text, weighted_loss
+from autoft.config import FinalConfig, ScheduleName, TrialConfig
+from autoft.losses import METHOD_TERMS, StepOutputs, backward, needs_of, needs_text, weighted_loss
 from autoft.models.state import trainable_parameters
-from autoft.optim import build_optimizer, lr_multiplier, scale_learning_rates
-from autoft.optim.schedules import Schedule
+from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
+from autoft.start import start_from, training_mode, training_pool
+from autoft.teacher import captured_slices, method_outputs
+from autoft.update import Update
 from autoft.workspace import Workspace
 
 MAX_LOG_LOGIT_SCALE = 4.605170185988092  # ln 100, the bound open_clip trains with
@@ -32,7 +34,7 @@ class Recipe:
     hyperparameters: Hyperparameters
     steps: int
     batch_size: int
-    schedule: Schedule = "constant"
+    schedule: ScheduleName = "constant"
     warmup_steps: int = 0
     clip_grad_norm: float | None = None
 
@@ -46,17 +48,19 @@ class Recipe:
 class Step:
     """One finished step. `loss` and `terms` are scalars on the device: reading them waits for it.
 
-    number: from 1.
+    number: from 1; 0 for the only step of a recipe that trains nothing.
     loss: the weighted sum of `terms`.
     terms: each term's unweighted value at the weights the step started from. The weight norms are among them if `finetune` was told to
         `report_norms`; they count in training in any case.
     optimizer: as it is after the step.
+    average: moving average of the floating entries of the model's state, by name; None without `averaging`.
     """
 
     number: int
     loss: Tensor
     terms: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor] | None = None
 
 
 class Diverged(ArithmeticError):
@@ -64,11 +68,12 @@ class Diverged(ArithmeticError):
 
 
 def trial_recipe(trial: TrialConfig, hyperparameters: Hyperparameters, train_examples: int) -> Recipe:
-    """A trial: `trial.steps` steps at the constant searched rate."""
+    """A trial: `trial.steps` steps at the constant searched rate, or on the searched schedule, without warm-up."""
     return Recipe(
         hyperparameters=hyperparameters,
-        steps=trial.steps,
+        steps=0 if hyperparameters.trained == "nothing" else trial.steps,
         batch_size=min(trial.batch_size, train_examples),
+        schedule=hyperparameters.schedule or "constant",
         clip_grad_norm=trial.clip_grad_norm,
     )
 
@@ -76,12 +81,12 @@ def trial_recipe(trial: TrialConfig, hyperparameters: Hyperparameters, train_exa
 def final_recipe(final: FinalConfig, hyperparameters: Hyperparameters, train_examples: int) -> Recipe:
     """The full fine-tune: whole epochs, warm-up and a schedule that scales the given rate."""
     batch_size = min(final.batch_size, train_examples)
-    steps = final.epochs * (train_examples // batch_size)
+    steps = 0 if hyperparameters.trained == "nothing" else final.epochs * (train_examples // batch_size)
     return Recipe(
         hyperparameters=hyperparameters,
         steps=steps,
         batch_size=batch_size,
-        schedule=final.schedule,
+        schedule=hyperparameters.schedule or final.schedule,
         warmup_steps=round(final.warmup_fraction * steps),
         clip_grad_norm=final.clip_grad_norm,
     )
@@ -96,47 +101,52 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
     the score.
     """
     hp, model = recipe.hyperparameters, workspace.model
-    model.train_text_tower(needs_text(hp.loss_weights))
-    workspace.zero_shot.restore(model)
-    model.zero_grad(set_to_none=True)  # a fine-tune that was broken off may have left gradients
+    start_from(workspace, hp)
     parameters = trainable_parameters(model)
-    optimizer = build_optimizer(model, hp.lr, hp.weight_decay, hp.layer_lr, hp.layer_weight_decay)
     weights = {term: torch.tensor(weight, device=workspace.device) for term, weight in hp.loss_weights.items()}
     anchor = workspace.zero_shot.parameters_of(model)
+
+    def gradients(step: int, norms: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
+        outputs = _forward(workspace, recipe, step, parameters, anchor)
+        loss, terms = weighted_loss(weights, outputs, with_norms=norms)
+        backward(loss, weights, outputs)
+        return loss, terms
+
+    state = None if resume is None else resume["optimizer"]
+    update = Update.of(workspace, hp, recipe.steps, lambda step: gradients(step, norms=False), state)
     first = 0
     if resume is not None:
-        first = restore_training_state(workspace, optimizer, resume)
-        resume = None  # frees a second copy of the model and its optimizer state
+        first = restore_training_state(workspace, update, resume)
+        resume = state = None  # frees a second copy of the model and its optimizer state
+    if recipe.steps == 0:
+        yield Step(0, torch.zeros((), device=workspace.device), {}, update.optimizer)
     for step in range(first, recipe.steps):
-        model.train()
-        if workspace.config.model.batch_norm == "frozen":
-            model.freeze_batch_norm_statistics()
-        outputs = _forward(workspace, recipe, step, parameters, anchor)
-        loss, terms = weighted_loss(weights, outputs, with_norms=report_norms)
-        backward(loss, weights, outputs)
-        if recipe.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm, foreach=True)
-        scale_learning_rates(optimizer, lr_multiplier(step, recipe.steps, recipe.warmup_steps, recipe.schedule))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training_mode(workspace)
+        loss, terms = gradients(step, report_norms)
+        update.step(step, lr_multiplier(step, recipe.steps, recipe.warmup_steps, recipe.schedule), recipe.clip_grad_norm)
         if model.logit_scale.requires_grad:
             model.logit_scale.data.clamp_(0, MAX_LOG_LOGIT_SCALE)
-        yield Step(step + 1, loss.detach(), terms, optimizer)
+        yield Step(step + 1, loss.detach(), terms, update.optimizer, update.average)
 
 
 def _forward(workspace: Workspace, recipe: Recipe, step: int, parameters: list[torch.nn.Parameter], anchor: list[Tensor]) -> StepOutputs:
     """One forward pass that serves every loss term of the recipe."""
     hp, model = recipe.hyperparameters, workspace.model
     rng = step_generator(hp.seed, step)
-    examples = batch_examples(len(workspace.train), recipe.batch_size, hp.seed, step)
+    pool = training_pool(workspace, hp)
+    examples = pool[batch_examples(len(pool), min(recipe.batch_size, len(pool)), hp.seed, step)]
     images = workspace.train_transform(workspace.train.take(examples), rng)
-    text_features = text_index = None
+    needs = needs_of(hp.loss_weights)
+    text_features = text_index = more = None
     with workspace.autocast():
-        image_features = model.image_features(images)
+        with captured_slices(model, wanted="slices" in needs) as slices:
+            image_features = model.image_features(images)
         logits = model.head(image_features)
         if needs_text(hp.loss_weights):
             tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)
             text_features = model.text_features(tokens)
+        if METHOD_TERMS.keys() & hp.loss_weights.keys():
+            more = method_outputs(workspace, hp, needs, images, examples, image_features, slices, rng)
     return StepOutputs(
         logits=logits,
         labels=workspace.train.labels[examples.to(workspace.device, non_blocking=True)],
@@ -146,6 +156,8 @@ def _forward(workspace: Workspace, recipe: Recipe, step: int, parameters: list[t
         logit_scale=model.logit_scale.exp() if text_features is not None else None,
         parameters=parameters,
         anchor=anchor,
+        label_smoothing=hp.label_smoothing,
+        more=more,
     )
 
 
@@ -188,11 +200,12 @@ def training_state(workspace: Workspace, step: Step) -> dict[str, Any]:
 
     The tensors are the live ones: save or copy them before the next step.
     """
-    return {"step": step.number, "model": dict(workspace.model.state_dict()), "optimizer": step.optimizer.state_dict()}
+    average = {} if step.average is None else {"average": dict(step.average)}
+    return {"step": step.number, "model": dict(workspace.model.state_dict()), "optimizer": step.optimizer.state_dict(), **average}
 
 
-def restore_training_state(workspace: Workspace, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> int:
+def restore_training_state(workspace: Workspace, update: Update, state: Mapping[str, Any]) -> int:
     """Load what `training_state` returned; the number of steps already done."""
     workspace.model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    update.load(state["optimizer"], state.get("average"))
     return int(state["step"])

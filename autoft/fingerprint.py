@@ -10,17 +10,21 @@ from optuna.study import Study
 
 from autoft.config import StudyConfig, section_hash
 from autoft.data import StudyData
+from autoft.data.descriptions import Descriptions
 from autoft.errors import StudyConflict, StudyNotFound
 
 FINGERPRINT_ATTRIBUTE = "autoft:fingerprint"
 Sections = Mapping[str, Any]
 
 
-def fingerprint_sections(config: StudyConfig, weights: str, data: StudyData) -> dict[str, Any]:
+def fingerprint_sections(
+    config: StudyConfig, weights: str, data: StudyData, descriptions: Descriptions | None = None
+) -> dict[str, Any]:
     """The parts of a study's identity by name, each small enough to be shown to a person.
 
     Args:
         weights: digest of the zero-shot towers (`state_digest`).
+        descriptions: of the classes, in a study that has them; others have nothing of it in their identity.
     """
     return {
         "model.weights": weights,
@@ -31,11 +35,21 @@ def fingerprint_sections(config: StudyConfig, weights: str, data: StudyData) -> 
         "data.train": data.train.content_hash[:16],
         "data.val_ood": data.val_ood.content_hash[:16],
         "metric": config.metric,
-        "search_space": config.search_space.model_dump(mode="json"),
+        "search_space": _without_unused(config.search_space.model_dump(mode="json")),
         "search.seed": config.search.seed,
         "search.objectives": list(config.search.objectives),
         "trial": config.trial.model_dump(mode="json"),
+        **_of_descriptions(config, descriptions),
     }
+
+
+def _of_descriptions(config: StudyConfig, descriptions: Descriptions | None) -> dict[str, Any]:
+    return {} if descriptions is None else {"data.descriptions": section_hash(descriptions), "drm": config.drm.model_dump(mode="json")}
+
+
+def _without_unused(space: dict[str, Any]) -> dict[str, Any]:
+    """The search space without fields newer than the first studies, where they are empty: those keep their identity."""
+    return {name: value for name, value in space.items() if value or name not in ("knobs", "fixed")}
 
 
 def fingerprint(sections: Sections) -> str:

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial
 
 from autoft.config import StudyConfig, dump_config, section_hash
 from autoft.confirm import Confirmation, confirm, read_confirmation
-from autoft.data import StudyData, load_study_data
+from autoft.core_features import check_terms_available, read_descriptions
+from autoft.data import StudyData, load_study_data, resolve_classes
 from autoft.data.leakage import LeakageReport, check_leakage, describe_leakage
 from autoft.enqueue import enqueue
 from autoft.executor import Executor
@@ -66,6 +67,8 @@ def prepare(
     """
     loaded = load_model(config.model)
     pixels = loaded.preprocess
+    described = config.data.descriptions is not None  # classes are looked up before images are decoded for such a study only
+    descriptions = read_descriptions(config.data, resolve_classes(config.data), loaded.tokenizer) if described else None
     data = load_study_data(
         config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=all_splits(config), progress=decoding
     )
@@ -75,7 +78,7 @@ def prepare(
         layers = tuple(layer for layer in layer_names(model) if with_text or layer != TEXT)
         space = config.search_space.model_copy(update={"layers": layers})
         config = config.model_copy(update={"search_space": space})
-    sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data)
+    sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data, descriptions)
     text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}
     entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in text)
     leakage = check_leakage(data, config.data, cache_dir, comparing)
@@ -119,13 +122,16 @@ def run_pipeline(
         TrialCodeError, ClusterError: trials cannot be run.
     """
     config = inputs.config
+    enqueued = {**enqueued_configurations(inputs), **(warm_start or {})}
+    for hyperparameters in enqueued.values():
+        check_terms_available(config, hyperparameters)
     check_fingerprint(study, inputs.sections)
     journal = Journal(run_dir / "journal.jsonl", study_id(study))
     write_inputs(inputs, run_dir)
     observe({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
     study.set_user_attr(CONFIG_ATTRIBUTE, config.model_dump(mode="json"))
     study.set_user_attr(STATE_ATTRIBUTE, "stopped")  # what it is if this process is killed
-    enqueue(study, config.search_space, {**enqueued_configurations(inputs), **(warm_start or {})}, config.search.n_trials)
+    enqueue(study, config.search_space, enqueued, config.search.n_trials)
     executor = make_executor()
     try:
         Coordinator(config, study, executor, journal, observe, should_stop).run()
@@ -159,6 +165,7 @@ def run_finetune(
         Interrupted: `should_stop()` said so; calling again goes on from there.
         TrialCodeError: the fine-tune diverged.
     """
+    check_terms_available(inputs.config, hyperparameters)
     methods = {"final": hyperparameters}
     run_dir.mkdir(parents=True, exist_ok=True)
     write_inputs(inputs, run_dir)

@@ -5,21 +5,35 @@ Priors: see `autoft.config.SearchSpaceConfig`, where each is cited.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
-from autoft.config import LossTermName, SearchSpaceConfig
+from autoft.config import Averaging, Constraint, Knob, LossTermName, OptimizerName, ScheduleName, SearchSpaceConfig, Start, Trained
 
 FIXED_ATTRIBUTE = "autoft:fixed"  # of a trial that was enqueued: its name and hyperparameters, which may lie outside the space
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """What a fine-tune is driven by.
+    """What a fine-tune is driven by. Everything below `layer_weight_decay` belongs to other methods than AutoFT, and is off by default.
 
-    `loss_weights` maps a term of `autoft.losses.LOSS_TERMS` to its weight. `layer_lr` and `layer_weight_decay` map the groups of
-    `autoft.optim.parameter_groups` to their own rate and decay, all of them or none; then `lr` and `weight_decay` are not used.
+    lr, weight_decay: of all parameters, where the layers have none of their own.
+    loss_weights: weight by term of `autoft.losses.TERMS`.
+    layer_lr, layer_weight_decay: rate and decay of each group of `autoft.optim.parameter_groups`, all of them or none; then `lr` and
+        `weight_decay` are not used.
+    layer_decay: each layer's rate is this factor times the next one's, counted from the head.
+    optimizer: adamw or sgd. momentum: AdamW's first beta or SGD's Nesterov momentum; beta2: AdamW's second.
+    constraint: how weights are kept near the zero-shot ones: ftp, tpgm, spd (see `autoft.optim`); or saft: only the share `density` of
+        the weights trains, those with the largest gradient at the start.
+    strength: k of FTP, lambda of SPD.
+    schedule: of the learning rate; None: a trial's constant one, the full fine-tune's `final.schedule`.
+    label_smoothing: of the cross-entropy term. margin: of the margin term (CLIPood).
+    averaging: beta: what is scored and kept is the Beta(1/2, 1/2) moving average of the weights (CLIPood).
+    alpha: what is scored and kept lies at this alpha between zero-shot and fine-tuned weights (WiSE-FT); 1: the fine-tuned ones.
+    start: linear_probe: the head is fitted by logistic regression before the fine-tune begins (LP-FT).
+    trained: all; backbone: not the head; nothing: the model stays as it starts.
+    drm_beta: with a drm term, the share of the default prompts' head in the predicted probabilities.
     """
 
     lr: float
@@ -28,11 +42,26 @@ class Hyperparameters:
     seed: int
     layer_lr: Mapping[str, float] = field(default_factory=dict)
     layer_weight_decay: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
+    beta2: float = 0.999
+    constraint: Constraint = "none"
+    strength: float = 1.0
+    density: float = 0.001
+    schedule: ScheduleName | None = None
+    label_smoothing: float = 0.0
+    margin: float = 0.3
+    averaging: Averaging = "none"
+    alpha: float = 1.0
+    start: Start = "zero_shot"
+    trained: Trained = "all"
+    drm_beta: float = 0.5
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, for JSON; without the layers' where there are none."""
+        """Plain Python values, for JSON; without optional ones that have their default."""
         values = asdict(self)
-        return {name: value for name, value in values.items() if value != {} or not name.startswith("layer_")}
+        return {name: value for name, value in values.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -42,6 +71,13 @@ class Hyperparameters:
     def digest(self) -> str:
         """16 hex digits that differ whenever any value differs; floats count to their last bit."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    item.name: {} if item.default is MISSING else item.default
+    for item in fields(Hyperparameters)
+    if item.default is not MISSING or item.default_factory is not MISSING
+}
 
 
 class Suggesting(Protocol):
@@ -58,6 +94,10 @@ class Suggesting(Protocol):
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """An integer in [low, high]."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
         ...
 
 
@@ -86,12 +126,35 @@ def _draw(trial: Suggesting, space: SearchSpaceConfig) -> Hyperparameters:
     weights: dict[str, float] = {space.reference: 1.0}
     weights |= {term: trial.suggest_float(f"loss_weight/{term}", *_weight_range(space, term), log=True) for term in sorted(space.searched_terms)}
     seed = trial.suggest_int("seed", *space.seed)
-    return Hyperparameters(
+    hp = Hyperparameters(
         lr=lr, weight_decay=weight_decay, loss_weights=weights, seed=seed, layer_lr=layer_lr, layer_weight_decay=layer_weight_decay
     )
+    return _turned(replace(hp, **space.fixed), _draw_knobs(trial, space.knobs))
 
 
-def nearest_parameters(hyperparameters: Hyperparameters, space: SearchSpaceConfig) -> dict[str, float]:
+def _draw_knobs(trial: Suggesting, knobs: Mapping[str, Knob]) -> dict[str, Any]:
+    """The value of every knob whose condition holds, in their order."""
+    drawn: dict[str, Any] = {}
+    for name, knob in knobs.items():
+        if all(drawn.get(other) == value for other, value in knob.when.items()):
+            drawn[name] = trial.suggest_categorical(name, knob.choices) if knob.choices else trial.suggest_float(name, *_range(knob), log=knob.log)
+    return drawn
+
+
+def _turned(hp: Hyperparameters, drawn: Mapping[str, Any]) -> Hyperparameters:
+    """The hyperparameters with some knobs set."""
+    kinds = {name: name.partition("/") for name in drawn}
+    weights = {term: drawn[name] for name, (kind, _, term) in kinds.items() if kind == "loss_weight"}
+    values = {kind: drawn[name] for name, (kind, _, _) in kinds.items() if kind not in ("loss_weight", "use")}
+    return replace(hp, loss_weights={**hp.loss_weights, **weights}, **values)
+
+
+def _range(knob: Knob) -> tuple[float, float]:
+    assert knob.low is not None and knob.high is not None
+    return knob.low, knob.high
+
+
+def nearest_parameters(hyperparameters: Hyperparameters, space: SearchSpaceConfig) -> dict[str, Any]:
     """The point of the space nearest to some hyperparameters, by parameter name; a weight of 0 becomes the smallest weight."""
     hp, layers = hyperparameters, space.layers if space.layerwise else ()
     rates = {f"layer_lr/{layer}": hp.layer_lr.get(layer, hp.lr) for layer in layers} or {"lr": hp.lr}
@@ -105,7 +168,27 @@ def nearest_parameters(hyperparameters: Hyperparameters, space: SearchSpaceConfi
         **{name: _clip(decay, space.weight_decay) for name, decay in decays.items()},
         **{f"loss_weight/{term}": _clip(weight, _weight_range(space, term)) for term, weight in weights.items()},
         "seed": round(_clip(hp.seed, space.seed)),
+        **_nearest_knobs(hp, space.knobs),
     }
+
+
+def _nearest_knobs(hp: Hyperparameters, knobs: Mapping[str, Knob]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, knob in knobs.items():
+        if any(found.get(other) != value for other, value in knob.when.items()):
+            continue
+        kind, _, rest = name.partition("/")
+        value: Any = rest in hp.loss_weights if kind == "use" else hp.loss_weights.get(rest, 0.0) if kind == "loss_weight" else getattr(hp, kind)
+        found[name] = _nearest_choice(value, knob.choices) if knob.choices else _clip(value, _range(knob))
+    return found
+
+
+def _nearest_choice(value: Any, choices: Sequence[Any]) -> Any:
+    """The value itself if it is a choice, else the nearest number, else the first choice."""
+    numbers = [choice for choice in choices if isinstance(choice, float | int) and not isinstance(choice, bool)]
+    if value in choices or not numbers or not isinstance(value, float | int):
+        return value if value in choices else choices[0]
+    return min(numbers, key=lambda choice: abs(choice - value))
 
 
 def _lr_range(space: SearchSpaceConfig) -> tuple[float, float]:

@@ -8,24 +8,31 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoft.batch_norm import reestimate_batch_norm
 from autoft.config import Metric, StudyConfig, section_hash
+from autoft.core_features import core_beta
 from autoft.data import Split
 from autoft.errors import Interrupted, TrialCodeError
 from autoft.evaluate import NonFiniteScore, score_predictions
 from autoft.files import read_json, write_json
-from autoft.finetune import Diverged, Recipe, check_finite, final_recipe, finetune, training_state
-from autoft.head import refresh_head
+from autoft.finetune import Diverged, Recipe, Step, check_finite, final_recipe, finetune, training_state
+from autoft.memory import PeakMemory
 from autoft.methods import Setting, method_hyperparameters, slug
-from autoft.models import CheckpointInfo, copy_state, interpolate, read_state, save_checkpoint
+from autoft.models import CheckpointInfo, copy_state, read_state, save_checkpoint
+from autoft.models.averaging import greedy_soup, uniform_soup
+from autoft.models.state import State
+from autoft.scoring import as_scored
 from autoft.search_space import Hyperparameters
+from autoft.wise_ft import interpolator
 from autoft.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -38,7 +45,11 @@ Emit = Callable[[dict[str, Any]], None]
 class StageRequest:
     """What the stages need to know; everything else is in the study file.
 
-    methods: the full fine-tunes of the run, by name; `final` is the one WiSE-FT interpolates. See `trained_methods`.
+    methods: the full fine-tunes of the run, by name. See `trained_methods`.
+    wise_ft_of: the one of them that WiSE-FT interpolates, if the study has a `wise_ft` section; None: none of them.
+    soup_with: more fine-tunes, by name, that make a greedy soup with the first of `methods`; they are not evaluated themselves.
+    validated: whether every model is scored on the validation sets too, in a stage of its own.
+    with_zero_shot: whether the zero-shot model is scored too.
     """
 
     config: StudyConfig
@@ -46,17 +57,41 @@ class StageRequest:
     methods: Mapping[str, Hyperparameters]
     fingerprint: str
     versions: dict[str, str]
+    wise_ft_of: str | None = "final"
+    soup_with: Mapping[str, Hyperparameters] = field(default_factory=dict)
+    validated: bool = False
+    with_zero_shot: bool = True
 
 
-def run_stages(request: StageRequest, *, device: str, cache_dir: Path, emit: Emit, should_stop: Callable[[], bool]) -> None:
-    """Run every stage that is not done yet. Raises `Diverged`, `Interrupted` or OSError (disk full)."""
-    workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
+def run_stages(
+    request: StageRequest, *, device: str, cache_dir: Path, emit: Emit, should_stop: Callable[[], bool], workspace: Workspace | None = None
+) -> Workspace:
+    """Run every stage that is not done yet.
+
+    Args:
+        workspace: of an earlier call with the same `request.config`, to save loading it again.
+
+    Returns:
+        The workspace, for the next call.
+
+    Raises:
+        TrialCodeError: a fine-tune diverged.
+        Interrupted: `should_stop()` said so.
+        OSError: the disk is full.
+    """
+    if workspace is None:
+        workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
     stages = _Stages(request, workspace, emit, should_stop)
-    for method, hyperparameters in request.methods.items():
+    for method, hyperparameters in (*request.methods.items(), *request.soup_with.items()):
         stages.train(method, hyperparameters)
-    if request.config.wise_ft is not None:
-        stages.wise_ft()
+    if request.config.wise_ft is not None and request.wise_ft_of is not None:
+        stages.wise_ft(request.wise_ft_of)
+    if request.soup_with:
+        stages.soup([next(iter(request.methods)), *request.soup_with])
+    if request.validated:
+        stages.validate()
     stages.evaluate()
+    return workspace
 
 
 def all_splits(config: StudyConfig) -> list[str]:
@@ -119,48 +154,103 @@ class _Stages:
         self._run(method, key, lambda: training.run(folder), needs=folder)
         training.forget()
 
-    def wise_ft(self) -> None:
+    def wise_ft(self, source: str) -> None:
         """Sweep alpha on validation data, and save the chosen interpolation as `checkpoints/wise_ft`."""
         section = self._config.wise_ft
         assert section is not None
-        key = section_hash([self._model_keys["final"], section.model_dump(), self._content])
+        key = section_hash([self._model_keys[source], section.model_dump(), self._content])
         folder = self._run_dir / "checkpoints" / "wise_ft"
         self._model_keys["wise_ft"] = key
-        self._run("wise_ft", key, lambda: self._sweep(folder), needs=folder)
+        self._run("wise_ft", key, lambda: self._sweep(source, folder), needs=folder)
 
-    def _sweep(self, folder: Path) -> dict[str, Any]:
+    def _sweep(self, source: str, folder: Path) -> dict[str, Any]:
         section, workspace = self._config.wise_ft, self._workspace
         assert section is not None
-        tuned = read_state(self._run_dir / "checkpoints" / "final", workspace.device)
+        tuned = read_state(self._run_dir / "checkpoints" / source, workspace.device)
+        workspace.model.core_beta = core_beta(self._request.methods[source])  # also at alpha 0: between two models that predict alike
+        place = interpolator(workspace, workspace.zero_shot.tensors, tuned, section)
         curve = []
         for alpha in section.alphas:
             self.check_stop(f"before alpha {alpha:g} of wise_ft")
-            copy_state(workspace.model, interpolate(workspace.zero_shot.tensors, tuned, alpha))
+            place(alpha)
             curve.append({"alpha": alpha, "val_id": workspace.score("val_id"), "val_ood": workspace.score("val_ood")})
             self._emit({"event": "stage_progress", "stage": "wise_ft", "done": len(curve), "of": len(section.alphas)})
         sign = 1 if self._config.direction == "maximize" else -1
         chosen = max(curve, key=lambda point: (sign * point[section.select_on], point["alpha"]))
-        state = interpolate(workspace.zero_shot.tensors, tuned, chosen["alpha"])
+        place(chosen["alpha"])
         scores = {"val_id": chosen["val_id"], "val_ood": chosen["val_ood"]}
-        self.save(folder, state, "wise_ft", self._request.methods["final"], scores, alpha=chosen["alpha"])
+        state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        self.save(folder, state, "wise_ft", self._request.methods[source], scores, alpha=chosen["alpha"])
         return {"alpha": chosen["alpha"], "select_on": section.select_on, "curve": curve}
+
+    def soup(self, members: Sequence[str]) -> None:
+        """Average the fine-tunes greedily by the first objective's validation set, and save the soup as `checkpoints/soup`."""
+        key = section_hash([[self._model_keys[name] for name in members], self._content])
+        folder = self._run_dir / "checkpoints" / "soup"
+        self._model_keys["soup"] = key
+        self._run("soup", key, lambda: self._cook(members, folder), needs=folder)
+
+    def _cook(self, members: Sequence[str], folder: Path) -> dict[str, Any]:
+        workspace, config = self._workspace, self._config
+        judge = config.search.objectives[0]
+        workspace.model.core_beta = core_beta(self._request.methods[members[0]])
+
+        def score(state: State) -> float:
+            self.check_stop("while mixing a soup")
+            copy_state(workspace.model, state)
+            reestimate_batch_norm(workspace)
+            return workspace.score(judge)
+
+        loaders = [partial(read_state, self._run_dir / "checkpoints" / name, workspace.device) for name in members]
+        uniform = score(uniform_soup(loaders))
+        soup = greedy_soup(loaders, score, config.direction)
+        if len(soup.members) == 1:
+            copy_state(workspace.model, soup.state)  # a fine-tune as it is, its own BatchNorm statistics included
+        else:
+            score(soup.state)
+        state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        self.save(folder, state, "soup", self._request.methods[members[0]], {judge: workspace.score(judge)})
+        names = [members[index] for index in soup.members]
+        return {"members": names, "select_on": judge, "own_scores": dict(zip(members, soup.own_scores, strict=True)), "uniform": uniform, "greedy": soup.score}
+
+    def validate(self) -> None:
+        """Score every model on the validation sets."""
+        for model, model_key in self._scored():
+            key = section_hash([model_key, self._content, self._config.metric])
+            self._run(f"validate-{model}", key, lambda model=model: self._validate(model))  # type: ignore[misc]
+
+    def _validate(self, model: str) -> dict[str, Any]:
+        self._place(model)
+        return {name: self._workspace.score(name) for name in ("val_id", "val_ood")}
+
+    def _scored(self) -> list[tuple[str, str]]:
+        """The models to score, and their keys: all but what is only there to be averaged."""
+        left_out = {*self._request.soup_with, *([] if self._request.with_zero_shot else ["zero_shot"])}
+        return [(model, key) for model, key in self._model_keys.items() if model not in left_out]
+
+    def _place(self, model: str) -> int:
+        """Make the workspace's model the one of that name, as it predicts; the seed it was trained with."""
+        workspace, request = self._workspace, self._request
+        workspace.model.core_beta = None
+        if model == "zero_shot":
+            workspace.zero_shot.restore(workspace.model)
+            return 0
+        copy_state(workspace.model, read_state(self._run_dir / "checkpoints" / model, workspace.device))
+        first = next(iter(request.methods))
+        hp = request.methods[{"wise_ft": request.wise_ft_of or first, "soup": first}.get(model, model)]
+        workspace.model.core_beta = core_beta(hp)
+        return hp.seed
 
     def evaluate(self) -> None:
         """Score every model on every test set, once."""
         tests = {name: [str(split), images.content_hash] for name, (split, images) in self._workspace.data.tests.items()}
-        for method, model_key in self._model_keys.items():
+        for method, model_key in self._scored():
             key = section_hash([model_key, tests, self._config.evaluate.batch_size, self._config.metric])
             self._run(f"evaluate-{method}", key, lambda method=method: {"evaluations": self._evaluate(method)})  # type: ignore[misc]
 
     def _evaluate(self, method: str) -> list[dict[str, Any]]:
         workspace = self._workspace
-        if method == "zero_shot":
-            workspace.zero_shot.restore(workspace.model)
-            seed = 0
-        else:
-            folder = self._run_dir / "checkpoints" / method
-            copy_state(workspace.model, read_state(folder, workspace.device))
-            seed = self._request.methods["final" if method == "wise_ft" else method].seed
+        seed = self._place(method)
         rows = []
         for name, (split, _) in workspace.data.tests.items():
             self.check_stop(f"before scoring {method} on {name}")
@@ -196,8 +286,10 @@ class _Stages:
             alpha=alpha,
             scores=scores,
             versions=self._request.versions,
+            core_beta=core_beta(hyperparameters),
         )
-        save_checkpoint(folder, state, self._workspace.loaded, info)
+        sparse = self._workspace.zero_shot.tensors if hyperparameters.constraint == "saft" else None
+        save_checkpoint(folder, state, self._workspace.loaded, info, sparse_against=sparse)
 
 
 class _Training:
@@ -210,6 +302,7 @@ class _Training:
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
         self._seconds = 0.0  # spent by runs before this one
+        self._peak = 0  # bytes of memory, in those
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train, save the best epoch's weights to `folder`, and return the record. Raises TrialCodeError if it diverges.
@@ -227,7 +320,8 @@ class _Training:
 
     def _run(self, folder: Path) -> dict[str, Any]:
         config, workspace = self._stages._config, self._stages._workspace
-        steps_per_epoch = self._recipe.steps // config.final.epochs
+        steps_per_epoch = max(1, self._recipe.steps // config.final.epochs)
+        memory = PeakMemory(workspace.device)
         started = shown = time.perf_counter()
         losses: list[Tensor] = []
         for step in finetune(workspace, self._recipe, resume=self._load()):
@@ -236,13 +330,14 @@ class _Training:
                 shown = time.perf_counter()
                 self._progress(step.number)
             if step.number % steps_per_epoch == 0:
-                self._end_epoch(step.number // steps_per_epoch, check_finite(losses, step.number))
+                self._end_epoch(step, step.number // steps_per_epoch, check_finite(losses, step.number))
                 losses.clear()
                 if step.number < self._recipe.steps:
+                    self._peak = max(self._peak, memory.bytes() or 0)
                     self._store(training_state(workspace, step), self._seconds + time.perf_counter() - started)
             if step.number < self._recipe.steps:
                 self._stages.check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
-        best = self._epochs[self._best_epoch - 1]
+        best = self._best_record
         copy_state(workspace.model, self._best)
         val_ood = workspace.score("val_ood")
         self._stages.save(folder, self._best, self._method, self._recipe.hyperparameters, {"val_id": best["val_id"], "val_ood": val_ood})
@@ -254,20 +349,27 @@ class _Training:
             "steps": self._recipe.steps,
             "samples": self._recipe.samples,
             "seconds": self._seconds,
+            "peak_memory_bytes": max(self._peak, memory.bytes() or 0) or None,
+            "peak_memory_kind": memory.kind,
         }
 
     def forget(self) -> None:
         """Remove the training state; call when the result is on record."""
         self._saved.unlink(missing_ok=True)
 
-    def _end_epoch(self, epoch: int, loss: float) -> None:
+    @property
+    def _best_record(self) -> dict[str, float]:
+        """The best epoch's own; of a recipe that trains nothing the only one, epoch 0."""
+        return next(record for record in self._epochs if record["epoch"] == self._best_epoch)
+
+    def _end_epoch(self, step: Step, epoch: int, loss: float) -> None:
         workspace, config = self._stages._workspace, self._stages._config
-        refresh_head(workspace, self._recipe.hyperparameters)
-        score = workspace.score("val_id")
-        sign = 1 if config.direction == "maximize" else -1
-        if not self._epochs or sign * score > sign * self._epochs[self._best_epoch - 1]["val_id"]:
-            self._best_epoch = epoch
-            self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        with as_scored(workspace, self._recipe.hyperparameters, step):
+            score = workspace.score("val_id")
+            sign = 1 if config.direction == "maximize" else -1
+            if not self._epochs or sign * score > sign * self._best_record["val_id"]:
+                self._best_epoch = epoch
+                self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
         self._epochs.append({"epoch": epoch, "train_loss": loss, "val_id": score})
         self._stages._emit({"event": "epoch_ended", "stage": self._method, "epoch": epoch, "train_loss": loss, "val_id": score})
 
@@ -278,7 +380,7 @@ class _Training:
         """Write the training state beside its place and rename it, so that a crash leaves the one before."""
         self._saved.parent.mkdir(parents=True, exist_ok=True)
         partial = self._saved.with_suffix(".partial")
-        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds}
+        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds, "peak": self._peak}
         with partial.open("wb") as file:
             torch.save({"key": self._key, "training": training, **history}, file)
             file.flush()
@@ -298,6 +400,7 @@ class _Training:
             return None
         self._epochs = json.loads(stored["epochs"])
         self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
+        self._peak = stored.get("peak", 0)
         training: dict[str, Any] = stored["training"]
         return training
 

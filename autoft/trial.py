@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autoft.config import StudyConfig
 from autoft.evaluate import NonFiniteScore, Score, score_predictions
-from autoft.finetune import Diverged, Recipe, check_finite, finetune, trial_recipe
-from autoft.head import refresh_head
+from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, trial_recipe
+from autoft.scoring import as_scored
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace
 
@@ -139,16 +139,16 @@ class _Run:
         losses: list[Tensor] = []
         for step in finetune(self._workspace, recipe):
             losses.append(step.loss)
-            self._samples += recipe.batch_size
+            self._samples += recipe.batch_size if step.number else 0  # step 0: nothing trains
             if step.number == recipe.steps:
                 break
             if step.number in reports:
-                score = self._finite(lambda number=step.number: self._score(losses, number))  # type: ignore[misc]
+                score = self._finite(lambda step=step: self._score(losses, step))  # type: ignore[misc]
                 losses.clear()
                 yield Report(step.number, score)
             if self._should_stop():
                 raise TrialStopped(self._samples, self._seconds())
-        end = self._finite(lambda: self._end(losses))
+        end = self._finite(lambda: self._end(losses, step))
         if recipe.steps in reports:
             yield Report(recipe.steps, end.score.value)
         return end
@@ -166,20 +166,21 @@ class _Run:
             seconds=self._seconds(),
         )
 
-    def _score(self, losses: list[Tensor], step: int) -> float:
-        check_finite(losses, step)
-        refresh_head(self._workspace, self._recipe.hyperparameters)
-        return self._workspace.score(self._workspace.config.search.objectives[0])
+    def _score(self, losses: list[Tensor], step: Step) -> float:
+        check_finite(losses, step.number)
+        with as_scored(self._workspace, self._recipe.hyperparameters, step):
+            return self._workspace.score(self._workspace.config.search.objectives[0])
 
-    def _end(self, losses: list[Tensor]) -> _End:
+    def _end(self, losses: list[Tensor], step: Step) -> _End:
         check_finite(losses, self._recipe.steps)
         workspace = self._workspace
-        refresh_head(workspace, self._recipe.hyperparameters)
         first, *others = workspace.config.search.objectives
         images = workspace.images(first)
         groups = None if images.groups is None else images.groups.cpu()
-        score = score_predictions(workspace.config.metric, workspace.logits(first).cpu(), images.labels_cpu, groups, images.set.class_count)
-        return _End(score, {first: score.value, **{name: workspace.score(name) for name in others}})
+        with as_scored(workspace, self._recipe.hyperparameters, step):
+            logits = workspace.logits(first).cpu()
+            score = score_predictions(workspace.config.metric, logits, images.labels_cpu, groups, images.set.class_count)
+            return _End(score, {first: score.value, **{name: workspace.score(name) for name in others}})
 
     def _finite(self, score: Callable[[], T]) -> T:
         try:

@@ -1,9 +1,10 @@
 """What one worker holds while it lives: model, zero-shot state, data and texts, loaded once, on one device."""
 
+import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from autoft.config import StudyConfig
+from autoft.core_features import CoreTargets, affinities, frozen_features, read_descriptions
 from autoft.data import ImageSet, StudyData, load_study_data
-from autoft.data.transforms import TrainTransform, eval_transform
+from autoft.data.transforms import TrainTransform, eval_transform, resized
 from autoft.errors import ConfigError
 from autoft.evaluate import metric_fn, pool_index, pooled_logits
 from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
 from autoft.models.load import resolve_device
 
-# Images are kept on a GPU if they take less than this share of its free memory, else copied batch by batch from pinned memory.
+# Images, and affinities to descriptions, are kept on a GPU if they take less than this share of its free memory, else copied batch by
+# batch from pinned memory.
 RESIDENT_SHARE = 0.25
 
 
@@ -33,6 +36,12 @@ def configure_torch(threads: int) -> None:
     torch.set_flush_denormal(True)
 
 
+def resident_device(nbytes: int, device: torch.device) -> torch.device:
+    """Where so many bytes are kept: on a GPU with room for them, else on the CPU."""
+    fits = device.type == "cuda" and nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+    return device if fits else torch.device("cpu")
+
+
 class DeviceImages:
     """An image set that hands out uint8 batches on a device."""
 
@@ -41,9 +50,7 @@ class DeviceImages:
         self.device = device
         self.labels_cpu = torch.from_numpy(np.ascontiguousarray(images.labels))
         self._pixels = _as_tensor(images.images)
-        resident = device.type == "cuda" and images.images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-        if resident:
-            self._pixels = self._pixels.to(device)
+        self._pixels = self._pixels.to(resident_device(images.images.nbytes, device))
         self.labels = self.labels_cpu.to(device)
         self.groups = None if images.groups is None else torch.from_numpy(np.ascontiguousarray(images.groups)).to(device)
         self.pools = None if images.projection is None else pool_index(images.projection).to(device)
@@ -85,6 +92,7 @@ class Workspace:
     texts: TextBank
     train_transform: TrainTransform
     sets: dict[str, DeviceImages]
+    cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use: see autoft.teacher
 
     @classmethod
     def load(cls, config: StudyConfig, device: str, cache_dir: Path, splits: Collection[str] = ("train", "val_ood")) -> "Workspace":
@@ -94,7 +102,8 @@ class Workspace:
         pixels = loaded.preprocess
         data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits)
         loaded.clip.to(target)  # before the head, whose prompts may be tens of thousands
-        model = build_classifier(loaded, data.classes.names, config.data.templates)
+        descriptions = read_descriptions(config.data, data.classes, loaded.tokenizer)
+        model = build_classifier(loaded, data.classes.names, config.data.templates, descriptions)
         captions = data.train.captions
         if captions is not None:
             texts = TextBank.of_captions(loaded.tokenizer, captions, target)
@@ -137,15 +146,18 @@ class Workspace:
 
     @torch.no_grad()
     def logits(self, name: str) -> Tensor:
-        """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode."""
+        """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode.
+
+        Of a model with two heads, log probabilities: each head's logits are brought to the set's classes before the two are mixed.
+        """
         self.model.eval()
         pixels = self.loaded.preprocess
         images = self.images(name)
+        project = None if images.pools is None else functools.partial(pooled_logits, pools=images.pools)
         parts = []
         with self.autocast():
             for batch in images.batches(self.config.evaluate.batch_size):
-                logits = self.model(eval_transform(batch, pixels.mean, pixels.std)).float()
-                parts.append(logits if images.pools is None else pooled_logits(logits, images.pools))
+                parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std), project).float())
         return torch.cat(parts)
 
     def score(self, name: str) -> float:
@@ -153,3 +165,35 @@ class Workspace:
         images = self.images(name)
         metric = metric_fn(self.config.metric)
         return float(metric(self.logits(name), images.labels, images.groups, images.set.class_count))
+
+    def core_outputs(self, image_features: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a batch of TRAIN, the logits of the head of descriptions and what they are trained towards (DRM-style, reconstructed).
+
+        The first call goes once through TRAIN with the zero-shot model, without touching `model` or its gradients.
+
+        Args:
+            image_features: (batch, dim) of length 1, by the model as it trains.
+            examples: (batch,) int64 on the CPU.
+
+        Returns:
+            logits (batch, classes), and probabilities (batch, classes) fp32 without gradients.
+        """
+        if "core_targets" not in self.cached:
+            self.cached["core_targets"] = CoreTargets(self._core_affinities(), self.config.drm, self.device)
+        targets: CoreTargets = self.cached["core_targets"]
+        return self.model.core_logits(image_features), targets.of(examples)
+
+    @torch.no_grad()
+    def _core_affinities(self) -> Tensor:
+        """The zero-shot model's affinity of every image of TRAIN, not augmented, to each class's descriptions: (n, classes) fp32."""
+        pixels, core_weight = self.loaded.preprocess, self.zero_shot.tensors["core_head.weight"]
+        shape = len(self.train), len(core_weight)
+        found = torch.empty(shape, device=resident_device(4 * shape[0] * shape[1], self.device))
+        first = 0
+        with self.autocast():
+            for squares in self.train.batches(self.config.evaluate.batch_size):
+                images = eval_transform(resized(squares, pixels.size, pixels.interpolation), pixels.mean, pixels.std)
+                features = frozen_features(self.model, self.zero_shot.tensors, images)
+                found[first : first + len(features)] = affinities(features, core_weight)
+                first += len(features)
+        return found

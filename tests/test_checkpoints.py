@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,63 @@ def test_open_clip_loads_it_and_the_card_says_how_to_classify(tuned: Any, tmp_pa
     assert preprocess(Image.new("RGB", (50, 40))).shape == (3, size, size)
     card = (tmp_path / "c" / "README.md").read_text()
     assert all(text in card for text in ("tiny: final with alpha 0.5", "val_id: 0.7500", *NAMES, "head.safetensors"))
+
+
+SENTENCES = (("warm tone",), ("leaf tone", "like grass"), ("sky tone",))
+
+
+@pytest.fixture
+def two_heads(tiny_vit: Path, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint with a head of descriptions, and the state it was made from."""
+    loaded = load_model(ModelConfig(name=f"local-dir:{tiny_vit}"))
+    state = cloned(build_classifier(loaded, NAMES, INFO.templates, SENTENCES).state_dict())
+    state["core_head.bias"] += torch.tensor([0.5, -1.0, 2.0])
+    save_checkpoint(tmp_path / "two", state, loaded, replace(INFO, core_beta=0.25))
+    return tmp_path / "two", state
+
+
+def test_a_checkpoint_with_two_heads_comes_back_and_predicts_their_mixture(two_heads: Any, tiny_vit: Path) -> None:
+    folder, state = two_heads
+    model, loaded, info = load_checkpoint(folder)
+    assert state_digest(model.state_dict()) == state_digest(state) == state_digest(read_state(folder, torch.device("cpu")))
+    assert info == replace(INFO, core_beta=0.25) and model.core_beta == 0.25 and not model.training
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    head = load_file(folder / "head.safetensors")
+    images = torch.randn(5, 3, loaded.preprocess.size, loaded.preprocess.size)
+    with torch.no_grad():
+        features = theirs.eval().encode_image(images, normalize=True)
+        first, second = (features @ head[f"{name}weight"].T + head[f"{name}bias"] for name in ("", "core_"))
+        mixed = 0.25 * first.softmax(dim=1) + 0.75 * second.softmax(dim=1)
+        torch.testing.assert_close(model(images).softmax(dim=1), mixed, rtol=1e-4, atol=1e-6)
+    card = (folder / "README.md").read_text()
+    assert "0.25 * softmax(logits) + 0.75 * softmax(" in card and "DRM-style, reconstructed" in card
+
+
+def test_a_second_head_that_was_not_used_is_kept_and_not_mixed_in(two_heads: Any, tmp_path: Path) -> None:
+    folder, state = two_heads
+    _, loaded, _ = load_checkpoint(folder)
+    save_checkpoint(tmp_path / "one", state, loaded, INFO)
+    model, _, info = load_checkpoint(tmp_path / "one")
+    assert state_digest(model.state_dict()) == state_digest(state) and model.core_beta is info.core_beta is None
+    assert "core_beta" not in json.loads((tmp_path / "one" / "autoft.json").read_text()), "as checkpoints were before"
+
+
+@pytest.mark.parametrize(
+    ("drop", "beta", "expected"),
+    [
+        (("core_bias",), 0.25, "does not fit 3 classes of 16 features"),
+        (("core_weight", "core_bias"), 0.25, "core_beta = 0.25.*core_weight"),
+        ((), 1.5, "core_beta = 1.5"),
+        ((), "half", "core_beta = 'half'"),
+    ],
+)
+def test_two_heads_that_do_not_fit_are_refused(two_heads: Any, drop: tuple[str, ...], beta: Any, expected: str) -> None:
+    folder, _ = two_heads
+    head = load_file(folder / "head.safetensors")
+    save_file({name: tensor.clone() for name, tensor in head.items() if name not in drop}, folder / "head.safetensors")
+    (folder / "autoft.json").write_text(json.dumps(json.loads((folder / "autoft.json").read_text()) | {"core_beta": beta}))
+    with pytest.raises(ModelError, match=expected):
+        load_checkpoint(folder)
 
 
 def test_a_fault_in_the_middle_leaves_the_old_folder(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

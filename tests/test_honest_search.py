@@ -16,11 +16,11 @@ from scipy import stats
 from autoft.config import SearchSpaceConfig, load_config
 from autoft.errors import ConfigError
 from autoft.finetune import finetune, trial_recipe
-from autoft.head import refresh_head
 from autoft.methods import Setting, method_hyperparameters
 from autoft.models import zero_shot_head
 from autoft.pipeline import is_complete
 from autoft.report.schema import check_summary
+from autoft.scoring import refresh_head
 from autoft.trial import Report, repeat_seed, report_steps, run_trial
 from autoft.workspace import Workspace
 from tests.runs import hyperparameters, load_workspace, one_thread, whole_trial

@@ -77,7 +77,7 @@ def results(run: Path) -> dict[str, Any]:
     """Every stage's result without the time it took."""
     found = {}
     for stage in (run / "stages").iterdir():
-        found[stage.stem] = {name: value for name, value in json.loads(stage.read_text())["result"].items() if name != "seconds"}
+        found[stage.stem] = {name: value for name, value in json.loads(stage.read_text())["result"].items() if name not in ("seconds", "peak_memory_bytes")}
     return found
 
 

@@ -53,6 +53,7 @@ class StageWorker:
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._kept: tuple[Any, Any] | None = None  # the last request's study and workspace
 
     def stop(self) -> None:
         """End after the current step; what is done stays done."""
@@ -78,7 +79,10 @@ class StageWorker:
 
         configure_torch(threads)
         try:
-            run_stages(request, device=device, cache_dir=cache_dir, emit=events.put, should_stop=self._stop.is_set)
+            kept = self._kept[1] if self._kept is not None and self._kept[0] == request.config else None
+            self._kept = None  # what is in it when stages fail is not known
+            workspace = run_stages(request, device=device, cache_dir=cache_dir, emit=events.put, should_stop=self._stop.is_set, workspace=kept)
+            self._kept = (request.config, workspace)
         except Exception as error:
             events.put(error)
         events.put(None)

@@ -1,9 +1,8 @@
 """Trials on Ray actors: one warm actor a worker, replaced when it dies."""
 
 import logging
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,17 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from autoft.config import StudyConfig
-from autoft.errors import AutoFTError, ClusterError, Interrupted
+from autoft.errors import ClusterError, TrialCodeError
 from autoft.executor import Emit, Event, Failed, FailureKind, Job, Reported
 from autoft.stages import StageRequest
-from workers.actor import StageWorker, TrialWorker
+from workers.actor import TrialWorker
 from workers.cluster import WorkerSpec, first_line, plan_workers
+from workers.stage_pool import StagePool, StageRoom
 
 logger = logging.getLogger(__name__)
 
 GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
 START_FAILURES = 5  # workers in a row that die before they are ready
-STAGE_ATTEMPTS = 5
-STOP_SECONDS = 10.0  # what the stages' worker is given to stop by itself; what it has finished is kept in any case
 WAIT_WARNING_SECONDS = 60.0
 
 
@@ -96,44 +94,20 @@ class RayExecutor:
         """Run the stages on one actor with all cores or a whole GPU of a node; tried again if the actor is lost."""
         self._release()
         gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node())
-        for attempt in range(1, STAGE_ATTEMPTS + 1):
-            actor = StageWorker.options(num_cpus=cores, num_gpus=gpus).remote()  # type: ignore[attr-defined]
-            try:
-                return self._follow(actor, request, cores, emit)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            except RayError as error:
-                logger.warning("the worker that ran the final stages was lost (attempt %d): %s", attempt, first_line(error))
-            finally:
-                ray.kill(actor)
-        raise ClusterError(f"the final stages were lost {STAGE_ATTEMPTS} times; see the logs of Ray")
+        pool = StagePool(StageRoom(cpus=cores, gpus=gpus, device=self._spec.device), self._cache_dir, self._should_stop, lambda: 1)
+        for _, error in pool.run([request], emit):
+            if error is not None:
+                raise error
+
+    def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
+        """Run many requests, as many at once as there were workers for trials, and more if the cluster grows."""
+        self._release()
+        room = StageRoom(cpus=self._spec.cpus, gpus=self._spec.gpus, device=self._spec.device)
+        return StagePool(room, self._cache_dir, self._should_stop, self._grow or (lambda: self._spec.count)).run(requests, emit)
 
     def close(self) -> None:
         """Kill the actors; their trials stay RUNNING in the study."""
         self._release()
-
-    def _follow(self, actor: Any, request: StageRequest, cores: int, emit: Emit) -> None:
-        sees = actor.sees.remote(request.run_dir / "study.yaml")
-        while not ray.wait([sees], timeout=0.2)[0]:  # until the cluster has room for it
-            if self._should_stop():
-                raise Interrupted("stopped after the search")
-        if not ray.get(sees):
-            raise ClusterError(f"the run folder {request.run_dir} is not visible on the worker's node; choose a shared one with --runs")
-        stream = actor.run.options(num_returns="streaming").remote(request, self._spec.device, cores, self._cache_dir)
-        deadline = math.inf
-        while True:
-            ready, _ = ray.wait([stream], timeout=0.2)
-            if self._should_stop() and deadline == math.inf:
-                actor.stop.remote()
-                deadline = time.monotonic() + STOP_SECONDS
-            if not ready and time.monotonic() > deadline:
-                raise Interrupted("stopped after the search")
-            if not ready:
-                continue
-            try:
-                emit(ray.get(next(stream)))
-            except StopIteration:
-                return
 
     def _keep_workers(self) -> None:
         """Start workers that are missing: at first, after a loss, or because the cluster has grown."""
@@ -221,9 +195,3 @@ def _cores_of_a_node() -> int:
     """Cores of the smallest node that has any: what a task may ask for and always get."""
     return int(min(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
 
-
-def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    if isinstance(cause, Interrupted):
-        return Interrupted(str(cause))
-    return cause if isinstance(cause, AutoFTError | OSError) else error

@@ -15,7 +15,6 @@ from autoft.errors import ConfigError, DataError, ModelError
 
 def evaluate(args: argparse.Namespace) -> int:
     """Score a checkpoint on a study's sets."""
-    from autoft.models import ZeroShotState, copy_state
     from autoft.report.table import format_table
     from autoft.stages import all_splits, evaluation_rows
     from autoft.workspace import Workspace
@@ -27,9 +26,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if unknown:
         raise ConfigError(f"--sets {','.join(unknown)}: not a set of study {config.study}; its sets are {', '.join(known)}")
     workspace = Workspace.load(config, args.device, cache_dir(), splits=["train", *wanted])
-    model = _read_checkpoint(args.checkpoint, workspace)
-    if model is not None:
-        copy_state(workspace.model, ZeroShotState.of(model).tensors)
+    workspace.model = _read_checkpoint(args.checkpoint, workspace)
     name = Path(args.checkpoint).name
     splits = {"val_id": Split.VAL_ID, "val_ood": Split.VAL_OOD, **{test: split for test, (split, _) in workspace.data.tests.items()}}
     rows = [row for test in wanted for row in evaluation_rows(workspace, test, splits[test], {"model": name, "seed": 0})]
@@ -39,7 +36,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _read_checkpoint(checkpoint: str, workspace: Any) -> Any:
-    """The classifier a checkpoint argument stands for. Raises ModelError if there is none, or it is for other classes."""
+    """The classifier a checkpoint argument stands for, on the workspace's device.
+
+    One of our own checkpoints keeps the heads it was saved with and predicts as it did there, whether or not the study has descriptions;
+    other weights get the study's heads, and predict by the first.
+
+    Raises:
+        ModelError: there is none, or it is for other classes or another architecture.
+    """
+    from autoft.core_features import read_descriptions
     from autoft.models import build_classifier, load_checkpoint, load_model
 
     path = Path(checkpoint).resolve()
@@ -50,21 +55,26 @@ def _read_checkpoint(checkpoint: str, workspace: Any) -> Any:
             raise ModelError(
                 f"checkpoint {checkpoint} knows the classes {', '.join(info.class_names)}; study {config.study} has {', '.join(data.classes.names)}"
             )
-    elif path.is_dir():
-        loaded = load_model(config.model.model_copy(update={"name": f"local-dir:{path}", "pretrained": None}))
-        model = build_classifier(loaded, data.classes.names, config.data.templates)
-    elif path.is_file():
-        if ":" in config.model.name:
-            raise ModelError(f"{checkpoint} is a bare weights file, and model.name = {config.model.name!r} is no architecture; give a folder")
-        loaded = load_model(config.model.model_copy(update={"pretrained": str(path)}))
-        model = build_classifier(loaded, data.classes.names, config.data.templates)
     else:
-        raise ModelError(f"there is no checkpoint at {checkpoint}")
-    if {name: tensor.shape for name, tensor in model.state_dict().items()} != {
-        name: tensor.shape for name, tensor in workspace.model.state_dict().items()
-    }:
+        if path.is_dir():
+            changes: dict[str, str | None] = {"name": f"local-dir:{path}", "pretrained": None}
+        elif not path.is_file():
+            raise ModelError(f"there is no checkpoint at {checkpoint}")
+        elif ":" in config.model.name:
+            raise ModelError(f"{checkpoint} is a bare weights file, and model.name = {config.model.name!r} is no architecture; give a folder")
+        else:
+            changes = {"pretrained": str(path)}
+        loaded = load_model(config.model.model_copy(update=changes))
+        descriptions = read_descriptions(config.data, data.classes, loaded.tokenizer)
+        model = build_classifier(loaded, data.classes.names, config.data.templates, descriptions)
+    if _shapes(model) != _shapes(workspace.model):
         raise ModelError(f"checkpoint {checkpoint} has another architecture than model.name = {config.model.name!r}")
     return model.to(workspace.device)
+
+
+def _shapes(model: Any) -> dict[str, Any]:
+    """The shapes of a classifier's weights, but for the head of descriptions, which not every study has."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("core_head.")}
 
 
 def predict(args: argparse.Namespace) -> int:

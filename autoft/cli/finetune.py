@@ -9,7 +9,19 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoft.cli.runtime import StopSignal, cache_dir
-from autoft.config import METHOD_NAMES, LossTermName, StudyConfig, load_config
+from autoft.config import (
+    METHOD_NAMES,
+    Averaging,
+    Constraint,
+    LossTermName,
+    MethodTermName,
+    OptimizerName,
+    ScheduleName,
+    Start,
+    StudyConfig,
+    Trained,
+    load_config,
+)
 from autoft.errors import ConfigError
 from autoft.search_space import Hyperparameters
 
@@ -21,10 +33,25 @@ class _Given(BaseModel):
 
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    loss_weights: dict[LossTermName, float] = Field(min_length=1)
+    loss_weights: dict[LossTermName | MethodTermName, float] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     layer_lr: dict[str, float] = {}
     layer_weight_decay: dict[str, float] = {}
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    optimizer: OptimizerName = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    constraint: Constraint = "none"
+    strength: float = Field(default=1.0, ge=0, le=1)
+    density: float = Field(default=0.001, gt=0, le=1)
+    schedule: ScheduleName | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    margin: float = Field(default=0.3, ge=0)
+    averaging: Averaging = "none"
+    alpha: float = Field(default=1.0, ge=0, le=1)
+    start: Start = "zero_shot"
+    trained: Trained = "all"
+    drm_beta: float = Field(default=0.5, ge=0, le=1)
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -38,6 +65,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, name: str, given: Hyperparameters | None) -> int:
     from autoft.cli.progress import is_live, make_view
+    from autoft.core_features import check_terms_available
     from autoft.methods import Setting, method_hyperparameters, slug
     from autoft.pipeline import prepare, run_finetune
     from autoft.report.table import format_table
@@ -47,6 +75,8 @@ def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, n
     stop.announces = args.json or not is_live()
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(args.threads)
+        if given is not None:
+            check_terms_available(config, given)  # before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         setting = Setting(inputs.config.search_space, inputs.entries, config.search.seed)
         hyperparameters = given or method_hyperparameters(name, setting)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
 
     run_dir = Path(args.runs) / config.study
     stop.announces = args.json or not is_live()
-    _check_flags(args)
+    check_flags(args)
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
@@ -67,7 +67,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
                 check_fingerprint(handle.study, inputs.sections)
                 view({"event": "resuming", "study": config.study, "finished": count_finished(handle.study), "best": _best(handle.study)})
             warm_start = _earlier_studies(url, inputs.config)
-            make_executor = _connect_workers(config, args, stop, stack, view)
+            make_executor = connect_workers(config, args, stop, stack, view)
             if handle is None:
                 handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=True))
             with stop.deferred(), storage_errors(url):
@@ -82,7 +82,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
     return 0
 
 
-def _check_flags(args: argparse.Namespace) -> None:
+def check_flags(args: argparse.Namespace) -> None:
     """What can be said about the flags without a study, a database or a cluster."""
     import torch
 
@@ -139,7 +139,7 @@ def _earlier_studies(url: Any, config: StudyConfig) -> dict[str, Any]:
     return found
 
 
-def _connect_workers(
+def connect_workers(
     config: StudyConfig, args: argparse.Namespace, stop: StopSignal, stack: contextlib.ExitStack, view: Callable[[dict[str, Any]], None]
 ) -> Callable[[], Any]:
     """Check that there can be workers, connecting to the cluster for it; returns what makes the executor."""

@@ -17,7 +17,7 @@ from autoft.errors import AutoFTError
 from autoft.presets import preset_names
 
 EXIT_CODES = """exit codes:
-  0 done    1 a bug in autoft    2 wrong input (flag, study file, data, model)    3 the database    4 the cluster
+  0 done    1 a bug in autoft    2 wrong input (flag, study file, data, model)    3 the database    4 the cluster, or a language model
   5 the study exists and differs, or is owned by another process    6 trials cannot run    130 Ctrl-C    143 SIGTERM
 """
 
@@ -26,10 +26,13 @@ COMMANDS = {
     "launch": ("launch", "launch"),
     "demo": ("launch", "demo"),
     "finetune": ("finetune", "finetune"),
+    "compare": ("compare", "compare"),
     "init": ("starter", "init"),
     "plan": ("plan", "plan"),
+    "describe": ("describe", "describe"),
     "evaluate": ("evaluate", "evaluate"),
     "predict": ("evaluate", "predict"),
+    "interpolate": ("interpolate", "interpolate"),
     "list": ("studies", "list_"),
     "show": ("studies", "show"),
     "status": ("studies", "status"),
@@ -58,13 +61,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--hyperparameters",
         required=True,
         metavar="NAME|FILE",
-        help="finetune, flyp, l2sp, published/iwildcam, published/fmow, published/imagenet; or a JSON file: a run's summary.json, "
-        "or lr, weight_decay, loss_weights and seed",
+        help="a method (finetune, flyp, l2sp, linear_probe, lp_ft, drm, ftp, tpgm, spd, saft, core_tuning, ldifs, car_ft, lipsum_ft, clipood, "
+        "published/iwildcam, published/fmow, published/imagenet); or a JSON file: a run's summary.json, or lr, weight_decay, "
+        "loss_weights, seed and what else the method needs",
     )
     finetune.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
     finetune.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     finetune.add_argument("--threads", type=_positive, default=_cores(), metavar="N", help="CPU threads (default: all cores)")
     _add_json(finetune, "one JSON object per event on stdout")
+
+    compare = _command(commands, "compare", "tune, train and score many methods on one study, into one table and one page")
+    _add_study(compare)
+    compare.add_argument(
+        "--methods",
+        metavar="A,B",
+        help="which (default: all): zero_shot, linear_probe, finetune, lp_ft, l2sp, flyp, wise_ft, drm, ftp, tpgm, spd, saft, core_tuning, ldifs, "
+        "car_ft, lipsum_ft, clipood, soup, autoft, autoft_extended",
+    )
+    compare.add_argument("--seeds", type=_positive, default=5, metavar="N", help="full trainings of every method, seeds 0 to N-1 (default: 5)")
+    compare.add_argument("--evaluations", type=_positive, default=8, metavar="N", help="validation evaluations each method is tuned with (default: 8)")
+    compare.add_argument("--keep-checkpoints", action="store_true", help="keep every training's weights (default: they go once they are scored)")
+    _add_run(compare, "a JSON array of every evaluation on stdout, and nothing else")
 
     demo = _command(commands, "demo", "run the whole thing on a small built-in study, in a few minutes and without a network")
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the demo's study file")
@@ -79,6 +96,28 @@ def build_parser() -> argparse.ArgumentParser:
     _add_study(plan)
     _add_json(plan)
 
+    describe = _command(commands, "describe", "write descriptions of a study's classes (data.descriptions), with a language model or from a file")
+    _add_study(describe)
+    describe.add_argument(
+        "--out",
+        type=Path,
+        default=Path("descriptions.json"),
+        metavar="FILE",
+        help="where to write them (default: ./descriptions.json); a class that is in the file already is not asked for again",
+    )
+    describe.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="take them from this JSON file and check them; no language model is asked"
+    )
+    describe.add_argument(
+        "--model",
+        metavar="NAME",
+        help="language model at the OpenAI-compatible endpoint OPENAI_BASE_URL, whose key is OPENAI_API_KEY (default: its only model)",
+    )
+    describe.add_argument("--sentences", type=_positive, metavar="N", help="sentences a class (default: 1)")
+    describe.add_argument("--price-in", type=_share, metavar="X", help="price of a million prompt tokens, to show the cost")
+    describe.add_argument("--price-out", type=_share, metavar="X", help="price of a million completion tokens")
+    _add_json(describe)
+
     evaluate = _command(commands, "evaluate", "score a checkpoint on a study's sets")
     evaluate.add_argument("checkpoint", help="a checkpoint folder, any open_clip folder, or a weights file of the study's model")
     _add_study(evaluate)
@@ -91,6 +130,20 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     predict.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     _add_json(predict, "one JSON object an image instead of CSV")
+
+    interpolate = _command(commands, "interpolate", "write models between two checkpoints (WiSE-FT), and score them on validation data")
+    interpolate.add_argument("zero_shot", type=Path, metavar="A", help="alpha 0: a checkpoint folder; with --study also any open_clip folder")
+    interpolate.add_argument("fine_tuned", type=Path, metavar="B", help="alpha 1: a checkpoint folder")
+    interpolate.add_argument("--alpha", type=float, nargs="+", default=[0.5], metavar="X", help="mixing coefficients in [0, 1] (default: 0.5)")
+    interpolate.add_argument(
+        "--study", type=Path, metavar="FILE", help="study file: score on val_id and val_ood, compute BatchNorm statistics again, obey wise_ft"
+    )
+    interpolate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the study file")
+    interpolate.add_argument(
+        "--out", type=Path, default=Path("interpolated"), metavar="FOLDER", help="gets one checkpoint folder an alpha (default: ./interpolated)"
+    )
+    interpolate.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
+    _add_json(interpolate)
 
     listing = _command(commands, "list", "list the studies in the database")
     _add_json(listing)
@@ -152,14 +205,14 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field: --set search.n_trials=8")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object per event on stdout") -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
     parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
     parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
     parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
-    _add_json(parser, "one JSON object per event on stdout")
+    _add_json(parser, json_text)
 
 
 def _add_json(parser: argparse.ArgumentParser, text: str = "JSON on stdout") -> None:

@@ -109,7 +109,7 @@ def _field(name: str, field: FieldInfo, key: str, indent: int, default: str) -> 
     pad, nested, example = "  " * indent, _nested(field), _EXAMPLES.get(key)
     lines = _comment(field.description or (inspect.getdoc(nested) if nested else None) or "", pad)
     if nested is not None:
-        if indent and not any(known.startswith(f"{key}.") for known in _EXAMPLES):  # all at its defaults: commented out as a whole
+        if not any(known.startswith(f"{key}.") for known in _EXAMPLES):  # all at its defaults: commented out as a whole
             inner = _section(nested, f"{key}.", indent + 1, default="")
             return [*lines, f"{pad}# {name}:", *(f"{pad}# {line.removeprefix(pad)}" for line in inner)]
         return [*lines, f"{pad}{name}:", *_section(nested, f"{key}.", indent + 1)]

@@ -215,6 +215,11 @@ class DataConfig(Section):
         description="Prompt templates; {} stands for the class name, {an} for the class name in words with its article. A list, or the name of a built-in one "
         f"({', '.join(VOCABULARIES)}). The zero-shot head is their mean embedding.",
     )
+    descriptions: Path | None = Field(
+        default=None,
+        description="JSON file with descriptions of the classes, {class: sentence or list of sentences}, for methods that use them; "
+        "`autoft describe` writes one. Matched by class key or name. Relative to the study file.",
+    )
     train: DatasetConfig = Field(description="TRAIN: what the model is fine-tuned on (in distribution).")
     val_id: DatasetConfig = Field(description="VAL_ID: chooses the best epoch of the final fine-tune.")
     val_ood: DatasetConfig = Field(description="VAL_OOD: the small out-of-distribution set that scores trials. Never trained on.")

@@ -158,6 +158,8 @@ def _resolve_paths(config: StudyConfig, base: Path) -> StudyConfig:
         update[kind] = {name: _resolve_dataset(dataset, base) for name, dataset in getattr(data, kind).items()}
     if isinstance(data.classnames, Path):
         update["classnames"] = _absolute(data.classnames, base)
+    if data.descriptions is not None:
+        update["descriptions"] = _absolute(data.descriptions, base)
     model = config.model
     prefix, colon, path = model.name.partition(":")
     if colon and prefix == "local-dir":

@@ -10,14 +10,36 @@ from pydantic import Field, field_validator, model_validator
 
 from autoft.config.base import Section
 from autoft.config.datasets import DataConfig
+from autoft.config.drm import DrmConfig, drm_fields, without_drm_knobs
+from autoft.config.knobs import EXTENDED_KNOBS, KNOB_FIELDS, METHOD_TERM_NAMES, Knob, ScheduleName, check_knobs
 
 LossTermName = Literal[
     "cross_entropy", "hinge", "entropy", "confidence_minimization", "contrastive", "l1_zero", "l2_zero", "l1_init", "l2_init"
 ]
 SEARCHED_TERMS: tuple[LossTermName, ...] = get_args(LossTermName)
 ReferenceTerm = Literal["cross_entropy", "contrastive"]
-MethodName = Literal["finetune", "flyp", "l2sp", "published/iwildcam", "published/fmow", "published/imagenet"]
+MethodName = Literal[
+    "finetune",
+    "flyp",
+    "l2sp",
+    "linear_probe",
+    "lp_ft",
+    "drm",
+    "ftp",
+    "tpgm",
+    "spd",
+    "saft",
+    "core_tuning",
+    "ldifs",
+    "car_ft",
+    "lipsum_ft",
+    "clipood",
+    "published/iwildcam",
+    "published/fmow",
+    "published/imagenet",
+]
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+ALL_TERM_NAMES: tuple[str, ...] = (*SEARCHED_TERMS, *METHOD_TERM_NAMES)
 Metric = Literal["accuracy", "macro_f1", "worst_group_accuracy", "cross_entropy"]
 Objective = Literal["val_ood", "val_id"]
 Direction = Literal["maximize", "minimize"]
@@ -28,13 +50,14 @@ METRIC_DIRECTIONS: Mapping[str, Direction] = {
     "cross_entropy": "minimize",
 }
 STUDY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-Preset = Literal["paper", "official", "contrastive_reference", "layerwise"]
+Preset = Literal["paper", "official", "contrastive_reference", "layerwise", "extended"]
 # What a preset says about fields that the study file leaves out. Sources: see `SearchSpaceConfig.preset`.
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "paper": {},
     "official": {"seed": (0, 10)},
     "contrastive_reference": {"reference": "contrastive"},
     "layerwise": {"layerwise": True},
+    "extended": {"knobs": EXTENDED_KNOBS},
 }
 
 
@@ -70,7 +93,8 @@ class SearchSpaceConfig(Section):
         "100 of base_lr, weight decay in [0, 1], seed in 0..100 (AutoFT, arXiv 2401.10220, as in the code that made its published "
         "configurations; reconstructed, since the paper's own table was not available). official: the same with seed in 0..10, the "
         "last released commit. contrastive_reference: contrastive is fixed at 1 and cross_entropy searched (relative_to_flyp in the "
-        "authors' history). layerwise: a learning rate and a weight decay for each block. Fields given beside it override it.",
+        "authors' history). layerwise: a learning rate and a weight decay for each block. extended: paper, and the terms, constraints "
+        "and settings of other robust fine-tuning methods as knobs (reconstructed). Fields given beside it override it.",
     )
     base_lr: float = Field(gt=0, description="Centre of the learning-rate prior, and the rate of the plain baselines.")
     base_weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of the plain baselines.")
@@ -88,6 +112,16 @@ class SearchSpaceConfig(Section):
     layerwise: bool = Field(default=False, description="Search a learning rate and a weight decay for each block of the model instead of one.")
     layers: tuple[str, ...] = Field(
         default=(), description="The blocks that layerwise searches. Leave it out: it is filled in from the model, and recorded."
+    )
+
+    knobs: dict[str, Knob] = Field(
+        default_factory=dict,
+        description="Whatever else is searched: a field of the hyperparameters (constraint, strength/ftp, density, schedule, momentum, alpha, ...) or "
+        "loss_weight/TERM of another method's term, as {low: 0, high: 1}, {low: 0.001, high: 1, log: true} or {choices: [a, b]}, "
+        "with when: {KNOB: VALUE} where it depends on a knob before it.",
+    )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Hyperparameters that every trial has, as {constraint: ftp}; a knob of the same name goes before."
     )
 
     @model_validator(mode="before")
@@ -114,6 +148,10 @@ class SearchSpaceConfig(Section):
             if term not in self.searched_terms:
                 why = "its weight is fixed at 1" if term == self.reference else "it is not among terms"
                 raise ValueError(f"loss_weights.{term} has a range, but {why}")
+        check_knobs(self.knobs, ALL_TERM_NAMES)
+        unknown = sorted(self.fixed.keys() - KNOB_FIELDS.keys() - {"loss_weights"})
+        if unknown:
+            raise ValueError(f"fixed.{unknown[0]}: no such hyperparameter; they are {', '.join(KNOB_FIELDS)} and loss_weights")
         return self
 
     @property
@@ -195,7 +233,10 @@ class FinalConfig(Section):
 
     epochs: int = Field(default=10, ge=1, description="Passes over TRAIN.")
     batch_size: int = Field(default=256, ge=2, description="Examples a step.")
-    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="What multiplies the learning rate after warm-up, per step.")
+    schedule: ScheduleName = Field(
+        default="cosine",
+        description="What multiplies the learning rate after warm-up, per step. slow_start_fast_decay has a slow start of its own (reconstructed).",
+    )
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of all steps spent on linear warm-up.")
     lr: Literal["searched", "base"] = Field(
         default="searched",
@@ -211,6 +252,16 @@ class WiseFTConfig(Section):
         default=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1, description="Mixing coefficients to try, in [0, 1]."
     )
     select_on: Literal["val_ood", "val_id"] = Field(default="val_ood", description="The validation set that picks alpha.")
+    weighting: Literal["uniform", "fisher"] = Field(
+        default="uniform",
+        description="uniform: every weight is mixed by alpha; fisher: each in proportion to its diagonal Fisher information on TRAIN at the "
+        "two ends, as WiSE-FT's released code can. Costs 128 forward and backward passes of 32 images.",
+    )
+    reestimate_batch_norm: bool = Field(
+        default=True,
+        description="For 0 < alpha < 1, compute BatchNorm statistics again from about 2,000 images of TRAIN; false: mix them like weights. No "
+        "effect on models without BatchNorm, nor with model.batch_norm = frozen.",
+    )
 
     @field_validator("alphas")
     @classmethod
@@ -248,6 +299,22 @@ class StudyConfig(Section):
     final: FinalConfig = FinalConfig()
     wise_ft: WiseFTConfig | None = Field(default=None, description="Left out: the run ends with the fine-tuned model.")
     evaluate: EvaluateConfig = EvaluateConfig()
+    drm: DrmConfig = DrmConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_preset_knobs(cls, values: Any) -> Any:
+        return without_drm_knobs(values, EXTENDED_KNOBS)
+
+    @model_validator(mode="after")
+    def _check_descriptions(self) -> Self:
+        methods = {"search.enqueue": self.search.enqueue, "evaluate.baselines": self.evaluate.baselines}
+        asking = drm_fields(self.search_space.knobs, self.search_space.fixed, methods)
+        if asking and self.data.descriptions is None:
+            raise ValueError(
+                f"{asking[0]} asks for the drm term, which needs data.descriptions, a file with descriptions of the classes; `autoft describe` writes one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_folds(self) -> Self:

@@ -5,7 +5,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, interpolate
 
 # Draws until a crop fits inside the image, as in torchvision's RandomResizedCrop.
 _ATTEMPTS = 10
@@ -23,6 +23,15 @@ def eval_transform(images: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     """
     pixels = images.permute(0, 3, 1, 2).float()
     return pixels.div_(255).sub_(_channels(mean, images.device)).div_(_channels(std, images.device))
+
+
+def resized(squares: Tensor, size: int, interpolation: str) -> Tensor:
+    """(batch, side, side, 3) uint8 to (batch, size, size, 3) uint8 with antialiasing, as Pillow resizes images for evaluation."""
+    if squares.shape[1] == size:
+        return squares
+    large = squares.permute(0, 3, 1, 2).float()
+    small = interpolate(large, size=(size, size), mode=interpolation, align_corners=False, antialias=True)
+    return small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 class TrainTransform:

@@ -1,12 +1,11 @@
-"""The nine loss terms AutoFT weighs (Cho et al. 2024, arXiv 2401.10220), by name, and their weighted sum.
+"""The nine loss terms AutoFT weighs (Cho et al. 2024, arXiv 2401.10220) and those of other methods, by name, and their weighted sum.
 
 Names in the authors' code: cross_entropy is ce, confidence_minimization dcm, contrastive flyp, l1_zero l1zero, and so on.
 Nothing here waits for the device.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,44 +13,24 @@ from torch import Tensor
 from autoft.errors import ConfigError
 from autoft.losses.classification import confidence_minimization, cross_entropy, entropy, hinge
 from autoft.losses.contrastive import contrastive as info_nce
+from autoft.losses.methods import METHOD_TERMS
+from autoft.losses.outputs import LossTerm, MethodOutputs, Need, StepOutputs
 from autoft.losses.weight_norms import NORM_ORDERS, add_norm_gradients, l1_init, l1_zero, l2_init, l2_zero, norm_values
 
-__all__ = ["LOSS_TERMS", "LossTerm", "StepOutputs", "backward", "check_terms", "needs_text", "weighted_loss"]
-
-
-@dataclass(frozen=True)
-class StepOutputs:
-    """Everything a term may look at. One forward pass serves all terms.
-
-    logits: (batch, classes).
-    labels: (batch,) int64.
-    image_features: (batch, dim), L2-normalised.
-    text_features: (unique texts, dim), L2-normalised, the batch's distinct texts; None when no term needs the text tower.
-    text_index: (batch,) int64, the row of `text_features` that belongs to each example.
-    logit_scale: scalar, exp() already taken.
-    parameters: the trainable parameters.
-    anchor: their zero-shot values in the same order; clones, never aliases.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    image_features: Tensor
-    text_features: Tensor | None
-    text_index: Tensor | None
-    logit_scale: Tensor | None
-    parameters: Sequence[Tensor]
-    anchor: Sequence[Tensor]
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One term: a scalar of a step's outputs, and where it comes from."""
-
-    name: str
-    compute: Callable[[StepOutputs], Tensor]
-    needs_text: bool = False
-    description: str = ""
-    source: str = ""
+__all__ = [
+    "LOSS_TERMS",
+    "METHOD_TERMS",
+    "TERMS",
+    "LossTerm",
+    "MethodOutputs",
+    "Need",
+    "StepOutputs",
+    "backward",
+    "check_terms",
+    "needs_of",
+    "needs_text",
+    "weighted_loss",
+]
 
 
 def _contrastive(outputs: StepOutputs) -> Tensor:
@@ -64,7 +43,7 @@ def _contrastive(outputs: StepOutputs) -> Tensor:
 LOSS_TERMS: Mapping[str, LossTerm] = {
     "cross_entropy": LossTerm(
         "cross_entropy",
-        lambda outputs: cross_entropy(outputs.logits, outputs.labels),
+        lambda outputs: cross_entropy(outputs.logits, outputs.labels, outputs.label_smoothing),
         description="negative log likelihood of the label; the reference term, its weight fixed at 1",
         source="AutoFT, arXiv 2401.10220",
     ),
@@ -120,12 +99,15 @@ LOSS_TERMS: Mapping[str, LossTerm] = {
 }
 
 
+TERMS: Mapping[str, LossTerm] = {**LOSS_TERMS, **METHOD_TERMS}
+
+
 def check_terms(names: Iterable[str]) -> None:
     """Raise ConfigError at the first name that is not a loss term, with the nearest one that is."""
     for name in names:
-        if name not in LOSS_TERMS:
-            close = difflib.get_close_matches(name, LOSS_TERMS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"the terms are {', '.join(LOSS_TERMS)}"
+        if name not in TERMS:
+            close = difflib.get_close_matches(name, TERMS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"the terms are {', '.join(TERMS)}"
             raise ConfigError(f"loss_weights.{name}: there is no loss term {name!r}; {hint}")
 
 
@@ -133,13 +115,20 @@ def needs_text(names: Iterable[str]) -> bool:
     """Whether any of the terms looks at the text tower. Raises ConfigError for an unknown name."""
     names = tuple(names)
     check_terms(names)
-    return any(LOSS_TERMS[name].needs_text for name in names)
+    return any(TERMS[name].needs_text for name in names)
+
+
+def needs_of(names: Iterable[str]) -> frozenset[Need]:
+    """Which parts of `MethodOutputs` the terms look at. Raises ConfigError for an unknown name."""
+    names = tuple(names)
+    check_terms(names)
+    return frozenset(need for name in names for need in TERMS[name].needs)
 
 
 def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norms: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """sum_k w_k L_k over the terms that have a weight; no other term is computed.
 
-    The order of `weights` does not matter, to the last bit: terms are added in the order of `LOSS_TERMS`.
+    The order of `weights` does not matter, to the last bit: terms are added in the order of `TERMS`.
 
     Args:
         weights: scalar tensor by term name, on the outputs' device; takes no gradient.
@@ -148,7 +137,7 @@ def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norm
             over all weights; without them the sum is that of the other terms.
 
     Returns:
-        The total, a scalar, and each term's unweighted value, detached, in the order of `LOSS_TERMS`. Weight norms count in the total's
+        The total, a scalar, and each term's unweighted value, detached, in the order of `TERMS`. Weight norms count in the total's
         value, never in its graph: `backward` adds their gradient.
 
     Raises:
@@ -157,12 +146,12 @@ def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norm
     check_terms(weights)
     if not weights:
         raise ConfigError("loss_weights is empty: a loss needs at least one term")
-    active = [name for name in LOSS_TERMS if name in weights]
+    active = [name for name in TERMS if name in weights]
     total = torch.zeros((), device=outputs.logits.device)
     parts: dict[str, Tensor] = {}
     for name in active:
         if name not in NORM_ORDERS:
-            value = LOSS_TERMS[name].compute(outputs)
+            value = TERMS[name].compute(outputs)
             total = total + weights[name].detach() * value
             parts[name] = value.detach()
     norms = _norms(weights)
@@ -187,4 +176,4 @@ def backward(total: Tensor, weights: Mapping[str, Tensor], outputs: StepOutputs)
 
 
 def _norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weights[name] for name in LOSS_TERMS if name in weights and name in NORM_ORDERS}
+    return {name: weights[name] for name in TERMS if name in weights and name in NORM_ORDERS}

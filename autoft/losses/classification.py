@@ -5,12 +5,13 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """mean_i -log softmax(z_i)[y_i]; the reference term, whose weight AutoFT fixes at 1 (arXiv 2401.10220).
 
-    logits (batch, classes), labels (batch,) int64; returns a scalar.
+    logits (batch, classes), labels (batch,) int64; returns a scalar. With `label_smoothing` s the target is 1 - s on the label plus s
+    spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
     """
-    return functional.cross_entropy(at_least_float32(logits), labels)
+    return functional.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
 
 
 def hinge(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Checkpoints: folders that `open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads, with our head beside the towers.
 
     open_clip_model.safetensors, open_clip_config.json   both towers and their preprocessing
-    head.safetensors                                     the classifier: weight (classes, dim), bias (classes,)
+    head.safetensors                                     the classifier: weight (classes, dim), bias (classes,); of a study with
+                                                         descriptions of its classes also the second head's: core_weight, core_bias
     autoft.json                                          class names, prompts, hyperparameters, scores: a CheckpointInfo
     README.md                                            a model card
+    delta.safetensors                                    of a sparse fine-tune (SAFT): what differs from the zero-shot state
 """
 
 import json
@@ -20,16 +22,22 @@ from autoft.config import ModelConfig
 from autoft.errors import ModelError
 from autoft.files import replace_folder, write_text
 from autoft.models.classifier import ClipClassifier
+from autoft.models.delta import save_delta
 from autoft.models.load import LoadedModel, load_model
+from autoft.models.state import State
 
 WEIGHTS = "open_clip_model.safetensors"
 HEAD = "head.safetensors"
 INFO = "autoft.json"
+DELTA = "delta.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint is and how it came to be."""
+    """What a checkpoint is and how it came to be.
+
+    core_beta: the first head's share in the predicted probabilities, in [0, 1]; None: it predicts alone, whether or not there is a second.
+    """
 
     study: str
     method: str
@@ -41,20 +49,26 @@ class CheckpointInfo:
     alpha: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    core_beta: float | None = None
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, Tensor], loaded: LoadedModel, info: CheckpointInfo) -> None:
+def save_checkpoint(folder: Path, state: State, loaded: LoadedModel, info: CheckpointInfo, sparse_against: State | None = None) -> None:
     """Write a `ClipClassifier` state as a checkpoint folder; the folder appears whole or not at all.
+
+    Args:
+        sparse_against: a state of which few entries differ from `state`; the difference is written too, as `DELTA` (see `load_delta`).
 
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
     with replace_folder(folder) as partial:
         save_file(_part(state, "clip."), partial / WEIGHTS, metadata={"format": "pt"})
-        save_file(_part(state, "head."), partial / HEAD, metadata={"format": "pt"})
+        save_file({**_part(state, "head."), **_part(state, "core_head.", "core_")}, partial / HEAD, metadata={"format": "pt"})
         write_text(partial / "open_clip_config.json", json.dumps(loaded.open_clip_config, indent=1))
-        write_text(partial / INFO, json.dumps(asdict(info), indent=1, sort_keys=True))
+        write_text(partial / INFO, json.dumps(_document(info), indent=1, sort_keys=True))
         write_text(partial / "README.md", _model_card(info))
+        if sparse_against is not None:
+            save_delta(partial / DELTA, sparse_against, state, {"study": info.study, "method": info.method})
         if loaded.hf_tokenizer is not None:
             loaded.hf_tokenizer.save_pretrained(str(partial))
 
@@ -75,23 +89,49 @@ def load_checkpoint(folder: Path) -> tuple[ClipClassifier, LoadedModel, Checkpoi
         raise ModelError(f"{folder}: {INFO} or {HEAD} is damaged: {error}") from None
     loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
     classes, dim = len(info.class_names), int(loaded.open_clip_config["model_cfg"]["embed_dim"])
-    if {name: tuple(tensor.shape) for name, tensor in head.items()} != {"weight": (classes, dim), "bias": (classes,)}:
+    shapes = {"weight": (classes, dim), "bias": (classes,)}
+    expected = {prefix + name: shape for prefix in ("", *_core_prefix(head)) for name, shape in shapes.items()}
+    if {name: tuple(tensor.shape) for name, tensor in head.items()} != expected:
         raise ModelError(f"{folder}: the head in {HEAD} does not fit {classes} classes of {dim} features")
-    linear = nn.Linear(dim, classes)
-    linear.load_state_dict(head)
-    return ClipClassifier(loaded.clip, linear).channels_last(), loaded, info
+    first, *second = (_linear(head, prefix) for prefix in ("", *_core_prefix(head)))
+    if info.core_beta is not None and (not second or not isinstance(info.core_beta, float | int) or not 0 <= info.core_beta <= 1):
+        raise ModelError(f"{folder}: core_beta = {info.core_beta!r} in {INFO} must lie in [0, 1] and goes with core_weight in {HEAD}")
+    model = ClipClassifier(loaded.clip, first, *second).channels_last()
+    model.core_beta = info.core_beta
+    return model, loaded, info
 
 
 def read_state(folder: Path, device: torch.device) -> dict[str, Tensor]:
     """The `ClipClassifier` state a checkpoint folder holds, on `device`."""
-    parts = (("clip.", WEIGHTS), ("head.", HEAD))
-    return {prefix + name: tensor for prefix, file in parts for name, tensor in load_file(folder / file, device=str(device)).items()}
+    towers, heads = (load_file(folder / file, device=str(device)) for file in (WEIGHTS, HEAD))
+    state = {f"clip.{name}": tensor for name, tensor in towers.items()}
+    for name, tensor in heads.items():
+        state[f"core_head.{name.removeprefix('core_')}" if name.startswith("core_") else f"head.{name}"] = tensor
+    return state
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(state: Mapping[str, Tensor], prefix: str, called: str = "") -> dict[str, Tensor]:
+    """The entries of a state below a prefix, on the CPU, which `called` stands for in the file."""
     return {
-        name.removeprefix(prefix): tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(prefix)
+        called + name.removeprefix(prefix): tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(prefix)
     }
+
+
+def _core_prefix(head: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The prefix of the second head's tensors, if there is one."""
+    return ("core_",) if any(name.startswith("core_") for name in head) else ()
+
+
+def _linear(head: Mapping[str, Tensor], prefix: str) -> nn.Linear:
+    weight, bias = head[f"{prefix}weight"], head[f"{prefix}bias"]
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
+
+
+def _document(info: CheckpointInfo) -> dict[str, Any]:
+    """What autoft.json holds: without `core_beta` where there is none, as before there was such a thing."""
+    return {name: value for name, value in asdict(info).items() if name != "core_beta" or value is not None}
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +141,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 def _model_card(info: CheckpointInfo) -> str:
     scores = "\n".join(f"- {name}: {value:.4f}" for name, value in sorted(info.scores.items()))
     alpha = f" with alpha {info.alpha:g}" if info.alpha is not None else ""
+    mixed = "" if info.core_beta is None else _MIXED.format(beta=info.core_beta, rest=1 - info.core_beta)
     return f"""---
 library_name: open_clip
 pipeline_tag: zero-shot-image-classification
@@ -113,7 +154,10 @@ Classes: {", ".join(info.class_names)}.
 {scores}
 
 Load the towers with `open_clip.create_model_from_pretrained("local-dir:PATH")`; the classifier is in `{HEAD}`:
-logits = normalize(encode_image(x)) @ weight.T + bias.
+logits = normalize(encode_image(x)) @ weight.T + bias.{mixed}
 """
 
 
+_MIXED = """
+Probabilities are those of two heads (DRM-style, reconstructed):
+{beta:g} * softmax(logits) + {rest:g} * softmax(normalize(encode_image(x)) @ core_weight.T + core_bias)."""

@@ -1,6 +1,7 @@
 """An open_clip model with a linear head over its image features."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,18 @@ class ClipClassifier(nn.Module):
     """Both towers of a CLIP model (`clip`) and a trainable linear classifier (`head`) over normalised image features.
 
     The head starts as the zero-shot classifier: prompt embeddings times exp(logit_scale), zero bias.
+
+    Dual risk minimisation adds a second one, `core_head`, made of descriptions of the classes instead of prompts, in the same way. It is
+    there in studies that have descriptions, and takes gradients only where `train_heads` says so. `core_beta` in [0, 1] is the first
+    head's share in the predicted probabilities; with None the first head predicts alone.
     """
 
-    def __init__(self, clip: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, clip: nn.Module, head: nn.Linear, core_head: nn.Linear | None = None) -> None:
         super().__init__()
         self.clip = clip
         self.head = head
+        self.core_head = None if core_head is None else core_head.requires_grad_(False)
+        self.core_beta: float | None = None
 
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, size, size) normalised pixels to (batch, dim) features of length 1."""
@@ -31,10 +38,26 @@ class ClipClassifier(nn.Module):
         features: Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, size, size) normalised pixels to (batch, classes) logits."""
-        logits: Tensor = self.head(self.image_features(images))
+    def forward(self, images: Tensor, project: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(batch, 3, size, size) normalised pixels to (batch, classes) logits; with `core_beta` log probabilities of the heads' mixture.
+
+        Args:
+            project: turns logits of the study's classes into those of a set with classes of its own; for each head before they are mixed.
+        """
+        features = self.image_features(images)
+        heads = [self.head] if self.core_beta is None else [self.head, self._core_head]
+        logits: list[Tensor] = [head(features) if project is None else project(head(features)) for head in heads]
+        return logits[0] if self.core_beta is None else mixed_log_probabilities(logits[0], logits[1], self.core_beta)
+
+    def core_logits(self, image_features: Tensor) -> Tensor:
+        """(batch, dim) features to (batch, classes) logits of the head of core-feature descriptions, which must be there."""
+        logits: Tensor = self._core_head(image_features)
         return logits
+
+    @property
+    def _core_head(self) -> nn.Linear:
+        assert self.core_head is not None, "check_terms_available should have refused: there are no descriptions"
+        return self.core_head
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -52,6 +75,12 @@ class ClipClassifier(nn.Module):
         for name, parameter in self.clip.named_parameters():
             parameter.requires_grad_(wanted or name.startswith("visual."))
 
+    def train_heads(self, wanted: bool, core: bool) -> None:
+        """Let the head take gradients, or not; `core`: the head of core-feature descriptions, if there is one."""
+        self.head.requires_grad_(wanted)
+        if self.core_head is not None:
+            self.core_head.requires_grad_(core)
+
     def freeze_batch_norm_statistics(self) -> None:
         """Put BatchNorm layers in evaluation mode; call after `train()`, which undoes it."""
         for module in self.modules():
@@ -59,17 +88,40 @@ class ClipClassifier(nn.Module):
                 module.eval()
 
 
-@torch.no_grad()
+def mixed_log_probabilities(logits: Tensor, core_logits: Tensor, beta: float) -> Tensor:
+    """log(beta softmax(logits) + (1 - beta) softmax(core_logits)), in fp32 or wider; its softmax is the mixture itself.
+
+    Probabilities are mixed, not logits, as in the released evaluation code of dual risk minimisation (arXiv 2411.19757), where beta is 0.5.
+
+    Args:
+        logits, core_logits: (..., classes) of one shape.
+        beta: in [0, 1]; at 1 and 0 exactly one of the two counts.
+    """
+    terms = [
+        head.to(torch.promote_types(head.dtype, torch.float32)).log_softmax(dim=-1) + (math.log(share) if share else -math.inf)
+        for head, share in ((logits, beta), (core_logits, 1 - beta))
+    ]
+    return torch.logaddexp(*terms)
+
+
 def zero_shot_head(clip: nn.Module, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> nn.Linear:
     """The zero-shot classifier of the given class names (Radford et al. 2021; as in the WiSE-FT and FLYP code).
 
-    For each class: embed every prompt, normalise, average, normalise; stack, and multiply by exp(logit_scale).
+    A class's texts are the templates with its name; see `text_head`.
+    """
+    return text_head(clip, tokenizer, [[fill(template, name) for template in templates] for name in names])
+
+
+@torch.no_grad()
+def text_head(clip: nn.Module, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> nn.Linear:
+    """A classifier made of texts, (classes, any number of each): weight (classes, dim) and zero bias.
+
+    For each class: embed every text, normalise, average, normalise; stack, and multiply by exp(logit_scale).
     """
     device = next(clip.parameters()).device
     rows = []
-    for name in names:
-        tokens = tokenizer([fill(template, name) for template in templates]).to(device)
-        embeddings = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
+    for of_class in texts:
+        embeddings = clip.encode_text(tokenizer(list(of_class)).to(device), normalize=True)  # type: ignore[operator]
         rows.append(functional.normalize(embeddings.mean(dim=0), dim=0))
     weight = torch.stack(rows) * clip.logit_scale.exp()  # type: ignore[operator]
     head = nn.Linear(weight.shape[1], weight.shape[0], device=device)
@@ -78,7 +130,15 @@ def zero_shot_head(clip: nn.Module, tokenizer: Tokenizer, names: Sequence[str], 
     return head
 
 
-def build_classifier(loaded: LoadedModel, names: Sequence[str], templates: Sequence[str]) -> ClipClassifier:
-    """The zero-shot classifier of a loaded model, on the model's device, in evaluation mode and channels-last layout."""
+def build_classifier(
+    loaded: LoadedModel, names: Sequence[str], templates: Sequence[str], descriptions: Sequence[Sequence[str]] | None = None
+) -> ClipClassifier:
+    """The zero-shot classifier of a loaded model, on the model's device, in evaluation mode and channels-last layout.
+
+    Args:
+        descriptions: (classes, any number of each) sentences for the second head; None: there is none.
+    """
     loaded.clip.eval()
-    return ClipClassifier(loaded.clip, zero_shot_head(loaded.clip, loaded.tokenizer, names, templates)).channels_last()
+    head = zero_shot_head(loaded.clip, loaded.tokenizer, names, templates)
+    core_head = None if descriptions is None else text_head(loaded.clip, loaded.tokenizer, descriptions)
+    return ClipClassifier(loaded.clip, head, core_head).channels_last()

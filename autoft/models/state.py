@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autoft.errors import ModelError
+
 State = Mapping[str, Tensor]
 
 
@@ -53,25 +55,56 @@ def copy_state(model: nn.Module, state: State) -> None:
         torch._foreach_copy_(targets, sources)
 
 
+def check_same_entries(first: State, second: State) -> None:
+    """Make sure that two states hold the same entries, whatever their values and their order.
+
+    Raises:
+        KeyError: they have different names.
+        ModelError: an entry has two shapes, or is floating in one state and not in the other.
+    """
+    if first.keys() != second.keys():
+        raise KeyError(f"states differ in {sorted(first.keys() ^ second.keys())[:5]}")
+    for name, tensor in first.items():
+        other = second[name]
+        if tensor.shape != other.shape:
+            raise ModelError(f"states differ in {name}: its shape is {tuple(tensor.shape)} in one and {tuple(other.shape)} in the other")
+        if tensor.is_floating_point() != other.is_floating_point():
+            raise ModelError(f"states differ in {name}: it is {tensor.dtype} in one and {other.dtype} in the other")
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A floating tensor in fp32 or wider: half precision is for storing weights, not for adding them up."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @torch.no_grad()
 def interpolate(zero_shot: State, fine_tuned: State, alpha: float) -> dict[str, Tensor]:
-    """WiSE-FT: (1 - alpha) * zero_shot + alpha * fine_tuned for every floating entry (Wortsman et al. 2022).
+    """WiSE-FT: (1 - alpha) * zero_shot + alpha * fine_tuned for every floating entry (Wortsman et al. 2022, arXiv 2109.01903).
 
-    Entries are matched by name. Integer buffers are not interpolated: they come from the nearer end. alpha 0 and 1 return the
-    ends exactly, to the bit.
+    Entries are matched by name and mixed in fp32 or wider; an entry keeps the dtype it has in `zero_shot`. Integer buffers are not
+    interpolated: they come from the nearer end. alpha 0 and 1 return the ends exactly, to the bit. BatchNorm statistics are
+    averaged like the rest: see `autoft.batch_norm` for what to do about them.
 
     Raises:
         KeyError: the two states have different names.
+        ModelError: an entry has two shapes, or is floating in one state only; or alpha is not in [0, 1].
     """
-    if zero_shot.keys() != fine_tuned.keys():
-        raise KeyError(f"states differ in {sorted(zero_shot.keys() ^ fine_tuned.keys())[:5]}")
+    check_same_entries(zero_shot, fine_tuned)
+    if not 0 <= alpha <= 1:
+        raise ModelError(f"alpha must lie in [0, 1], got {alpha}")
     if alpha in (0.0, 1.0):
         return {name: tensor.clone() for name, tensor in (fine_tuned if alpha else zero_shot).items()}
     mixed = {}
     for name, start in zero_shot.items():
         end = fine_tuned[name]
-        mixed[name] = torch.lerp(start, end, alpha) if start.is_floating_point() else (end if alpha >= 0.5 else start).clone()
+        mixed[name] = mix(start, end, alpha) if start.is_floating_point() else (end if alpha >= 0.5 else start).clone()
     return mixed
+
+
+def mix(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
+    """start + share (end - start) in fp32 or wider, in the dtype of `start`; a tensor `share` has their shape."""
+    wide = widened(start)
+    return torch.lerp(wide, end.to(wide.dtype), share).to(start.dtype)
 
 
 def state_digest(state: State) -> str:

@@ -20,6 +20,7 @@ from autoft.report.results import Results, metrics_of, model_name, results, spli
 from autoft.report.schema import check_summary
 from autoft.report.selection import confirmation_of, selection_sentences
 from autoft.report.table import has_average
+from autoft.report.text import count, duration, exact, short, tidy
 from autoft.report.trials import Trial, read_trials, top_trials
 from autoft.report.verdict import CAVEAT, subject, verdict
 
@@ -187,42 +188,9 @@ def _split_spans(grid: Results) -> list[tuple[str, int]]:
     return [(split, len(grid.of_split(split)) + has_average(grid, split)) for split in splits]
 
 
-def duration(seconds: float | None) -> str:
-    """`4.2 s`, `48 s`, `3 min 07 s`, `5 h 02 min`, `2 d 04 h`."""
-    if seconds is None:
-        return metrics.MISSING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, large, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {large} {whole % size // part:02d} {small}"
-    return f"{whole} s"
-
-
-def count(number: float | None) -> str:
-    """`1,234,567`."""
-    return metrics.MISSING if number is None else f"{number:,}"
-
-
-def tidy(text: str) -> str:
-    """A sentence whose figures stay together with their per-cent signs."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
 def points(difference: float | None, metric: str) -> str:
     """A difference with its sign and without its unit."""
     if difference is None:
         return metrics.MISSING
     size = metrics.format_difference(difference, metric).split()[0]
     return f"{metrics.MINUS}{size}" if difference < 0 and float(size) else size
-
-
-def exact(number: float | None) -> str:
-    """A number that reads back to the same bits; empty for None."""
-    return "" if number is None else repr(number)
-
-
-def short(number: float | None) -> str:
-    """Three significant digits."""
-    return metrics.MISSING if number is None else f"{number:.3g}"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
+from autoft.report.axes import drawn, label_shares, limits
 from autoft.report.figures import (
     ACCENT,
     INK,
@@ -23,8 +24,9 @@ from autoft.report.figures import (
     short_name,
     whole_numbers,
 )
-from autoft.report.metrics import SHARES, axis_label, metric_in_text, scale, unit
+from autoft.report.metrics import axis_label, metric_in_text, scale, unit
 from autoft.report.results import Results, Row, Score
+from autoft.report.robustness import Baseline
 
 # (marker, face, edge) of a model wherever it appears; WiSE-FT's own scatter has a star for zero-shot and diamonds for fine-tuned.
 _MARKERS: Mapping[str, tuple[str, str, str]] = {
@@ -34,8 +36,6 @@ _MARKERS: Mapping[str, tuple[str, str, str]] = {
     "wise_ft": ("o", ACCENT, ACCENT),
 }
 _OTHERS = ("s", "^", "v", "P", "X", "<", ">", "p")
-_LOGIT_TICKS = (0.1, 0.5, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 93, 95, 97, 98, 99, 99.5, 99.9)
-_EDGE = 1e-3  # shares are drawn no closer than this to 0 and 1, where a logit axis has no end
 
 
 def epochs(final: Mapping[str, Any], metric: str) -> Figure:
@@ -80,10 +80,11 @@ def alpha_curve(wise_ft: Mapping[str, Any], metric: str) -> Figure:
 
 
 def path(wise_ft: Mapping[str, Any], metric: str) -> Figure:
-    """Validation OOD against validation ID as alpha goes from 0 (star) to 1 (hollow dot); the selected alpha is the filled dot."""
+    """Validation OOD against validation ID as alpha goes from 0 (star) to 1 (hollow dot), the selected alpha filled; logit axes for shares."""
     figure, axes = new_figure(TALL)
     curve = sorted(wise_ft["curve"], key=lambda point: point["alpha"])
-    x, y = ([scale(metric) * point[key] for point in curve] for key in ("val_id", "val_ood"))
+    ids, oods = ([point[key] for point in curve] for key in ("val_id", "val_ood"))
+    x, y = (drawn(np.array(values, dtype=float), metric) for values in (ids, oods))
     axes.plot(x, y, ".-", color=TINT, lw=2, mfc=MUTED, mec=MUTED, ms=5, zorder=2)
     for index, point in enumerate(curve):
         alpha = point["alpha"]
@@ -93,9 +94,30 @@ def path(wise_ft: Mapping[str, Any], metric: str) -> Figure:
             axes.plot(x[index], y[index], marker, mfc=face, mec=edge, ms=12 if alpha == 0 else 7, ls="none", label=label, zorder=3)
         if alpha == wise_ft["alpha"]:
             axes.plot(x[index], y[index], "o", mfc=ACCENT, mec=ACCENT, ms=7, ls="none", label=f"alpha {alpha:g} (selected)", zorder=4)
-    axes.margins(0.08)
+    _place_axes(axes, [], [], list(zip(ids, oods, strict=True)), metric)
     axes.set_xlabel(f"VAL_ID {axis_label(metric)}")
     axes.set_ylabel(f"VAL_OOD {axis_label(metric)}")
+    legend_above(axes, 2)
+    return figure
+
+
+def robustness(models: Sequence[tuple[str, Score, Score]], baseline: Baseline) -> Figure:
+    """OOD over ID accuracy of models (name, ID, OOD) on logit axes, with intervals and the baseline that effective robustness is over.
+
+    A baseline fitted on probit axes is drawn as the slight curve it is here.
+    """
+    figure, axes = new_figure(TALL)
+    xs, _ = _place_axes(axes, [x for _, x, _ in models], [y for _, _, y in models], [], "accuracy")
+    span = np.linspace(*xs, 200)
+    label = "baseline" if baseline.slope_fitted else "baseline (slope 1, not fitted)"
+    expected = np.array([baseline.expected(1 / (1 + math.exp(-place))) for place in span])
+    axes.plot(span, drawn(expected, "accuracy"), color=MUTED, lw=0.9, ls="--", zorder=0, label=label)
+    for index, (name, x, y) in enumerate(models):
+        _whiskers(axes, x, y, "accuracy", INK)
+        place = (drawn(x.value, "accuracy"), drawn(y.value, "accuracy"))
+        axes.plot(*place, _OTHERS[index % len(_OTHERS)], mfc=PAPER, mec=INK, ms=7, ls="none", label=short_name(name))
+    axes.set_xlabel("accuracy in distribution (%)")
+    axes.set_ylabel("accuracy out of distribution (%)")
     legend_above(axes, 2)
     return figure
 
@@ -110,15 +132,15 @@ def scatter(grid: Results, wise_ft: Mapping[str, Any] | None) -> Figure | None:
     path = [(p["test_id"], p["test_ood"]) for p in (wise_ft or {}).get("curve", []) if "test_id" in p and "test_ood" in p]
     xs, ys = _place_axes(axes, [p[1] for p in points], [p[2] for p in points], path, grid.metric)
     if path:
-        drawn = np.array(path, dtype=float)
-        axes.plot(_drawn(drawn[:, 0], grid.metric), _drawn(drawn[:, 1], grid.metric), color=TINT, lw=2, zorder=1, label="alpha 0 to 1")
+        points_of_path = np.array(path, dtype=float)
+        axes.plot(drawn(points_of_path[:, 0], grid.metric), drawn(points_of_path[:, 1], grid.metric), color=TINT, lw=2, zorder=1, label="alpha 0 to 1")
     span = np.linspace(min(xs[0], ys[0]), max(xs[1], ys[1]), 200)
     axes.plot(span, span, color=MUTED, lw=0.9, ls="--", zorder=0, label="equal ID and OOD" if _meets(xs, ys) else "_")
     for row, x, y in points:
         marker, face, edge = marker_of(row, grid)
         _whiskers(axes, x, y, grid.metric, edge)
         size = 12 if marker == "*" else 7
-        axes.plot(_drawn(x.value, grid.metric), _drawn(y.value, grid.metric), marker, mfc=face, mec=edge, ms=size, ls="none", label=short_name(row.label))
+        axes.plot(drawn(x.value, grid.metric), drawn(y.value, grid.metric), marker, mfc=face, mec=edge, ms=size, ls="none", label=short_name(row.label))
     axes.set_xlabel(f"average in distribution {axis_label(grid.metric)}")
     axes.set_ylabel(f"average out of distribution {axis_label(grid.metric)}")
     legend_above(axes, 2)
@@ -163,45 +185,20 @@ def _place_axes(
     xs, ys = _range(x, [p[0] for p in path], metric), _range(y, [p[1] for p in path], metric)
     axes.set_xlim(*xs)
     axes.set_ylim(*ys)
-    if metric in SHARES:
-        for axis, (low, high) in ((axes.xaxis, xs), (axes.yaxis, ys)):
-            axis.set_major_locator(FixedLocator(_logit_ticks(low, high)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 / (1 + math.exp(-value)):.4g}"))
+    for axis, (low, high) in ((axes.xaxis, xs), (axes.yaxis, ys)):
+        label_shares(axis, low, high, metric)
     return xs, ys
 
 
 def _range(scores: Sequence[Score], extra: Sequence[float], metric: str) -> tuple[float, float]:
-    """Limits in drawn coordinates with room on both sides; at least a little wide."""
-    ends = [end for score in scores for end in (score.value, *(score.interval or ()))] + list(extra)
-    drawn = np.asarray(_drawn(np.array(ends), metric))
-    low, high = float(drawn.min()), float(drawn.max())
-    pad = max(0.1 * (high - low), 0.05)
-    return low - pad, high + pad
-
-
-def _drawn(value: Any, metric: str) -> Any:
-    """Where a value is drawn: at its logit for shares, else where it is."""
-    if metric not in SHARES:
-        return value
-    share = np.clip(value, _EDGE, 1 - _EDGE)
-    return np.log(share / (1 - share))
-
-
-def _logit_ticks(low: float, high: float) -> list[float]:
-    """Round percentages inside the limits, thinned until at most seven are left."""
-    ticks = [math.log(share / (100 - share)) for share in _LOGIT_TICKS]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    if len(inside) < 3:  # a narrow range: every whole or half per cent
-        shares = [half / 2 for half in range(1, 200)]
-        inside = [tick for tick in (math.log(share / (100 - share)) for share in shares) if low <= tick <= high]
-    return inside[:: max(1, math.ceil(len(inside) / 7))]
+    return limits([end for score in scores for end in (score.value, *(score.interval or ()))] + list(extra), metric)
 
 
 def _whiskers(axes: Axes, x: Score, y: Score, metric: str, color: str) -> None:
     if x.interval is not None:
-        axes.plot(_drawn(np.array(x.interval), metric), [_drawn(y.value, metric)] * 2, color=color, lw=0.8, alpha=0.6)
+        axes.plot(drawn(np.array(x.interval), metric), [drawn(y.value, metric)] * 2, color=color, lw=0.8, alpha=0.6)
     if y.interval is not None:
-        axes.plot([_drawn(x.value, metric)] * 2, _drawn(np.array(y.interval), metric), color=color, lw=0.8, alpha=0.6)
+        axes.plot([drawn(x.value, metric)] * 2, drawn(np.array(y.interval), metric), color=color, lw=0.8, alpha=0.6)
 
 
 def _meets(xs: tuple[float, float], ys: tuple[float, float]) -> bool:

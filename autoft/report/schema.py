@@ -1,4 +1,4 @@
-"""The contract of summary.json."""
+"""The contract of summary.json, and how a document is checked against a schema."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -25,11 +25,17 @@ def check_summary(summary: Mapping[str, Any]) -> None:
     Raises:
         AutoFTError: naming the dotted field, its value and what is wrong.
     """
-    errors = sorted(_validator().iter_errors(summary), key=lambda error: [str(part) for part in error.absolute_path])
-    if errors:
-        lines = [f"{_field(error.absolute_path)}: {_short(error.message)}" for error in errors[:SHOWN]]
-        more = [f"and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
-        raise AutoFTError("summary.json does not fit its schema: " + "; ".join([*lines, *more]))
+    mistakes = schema_mistakes(summary, _validator())
+    if mistakes:
+        raise AutoFTError(f"summary.json does not fit its schema: {mistakes}")
+
+
+def schema_mistakes(document: Any, validator: Draft202012Validator) -> str:
+    """What does not fit, each with its dotted field, the first `SHOWN` of them in one line; empty if everything fits."""
+    errors = sorted(validator.iter_errors(document), key=lambda error: [str(part) for part in error.absolute_path])
+    lines = [f"{_field(error.absolute_path)}: {_short(error.message)}" for error in errors[:SHOWN]]
+    more = [f"and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+    return "; ".join([*lines, *more])
 
 
 def _field(path: Iterable[str | int]) -> str:

@@ -34,7 +34,7 @@ def format_table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
     one_line = [["", *(name for name, _ in headings)], ["model", *(about for _, about in headings)], *rows]
     tall = [*one_line[:2], *(line for row in grid.rows for line in _two_lines(grid, row))]
     for lines in (one_line, tall):
-        text = _aligned(lines, rule_after=2)
+        text = aligned(lines, rule_after=2)
         if max(map(len, text)) <= width:
             return "\n".join([title, "", *text])
     return "\n".join([title, *_long_form(header, rows)])
@@ -50,10 +50,10 @@ def selection_line(summary: Mapping[str, Any]) -> str | None:
         return None
     winner, second = found.winner, found.runner_up
     runs = f"{len(winner.runs)} fresh run{'s' if len(winner.runs) != 1 else ''}"
-    text = f"Winner: {_plain(winner.label)}, {format_value(winner.mean, found.metric)} over {runs}"
+    text = f"Winner: {plain(winner.label)}, {format_value(winner.mean, found.metric)} over {runs}"
     if second is None or found.margin is None:
         return f"{text}; no other configuration was confirmed"
-    return f"{text}; {format_difference(found.margin, found.metric)} ahead of {_plain(second.label)}, {_against_noise(found)}"
+    return f"{text}; {format_difference(found.margin, found.metric)} ahead of {plain(second.label)}, {_against_noise(found)}"
 
 
 def _against_noise(found: Confirmation) -> str:
@@ -62,7 +62,8 @@ def _against_noise(found: Confirmation) -> str:
     return f"standard error {format_difference(found.margin_se, found.metric)}: {STANDINGS[found.standing]}"
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
+    """A label without control characters, cut short."""
     text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in label)
     return text if len(text) <= NAME_WIDTH + 12 else f"{text[: NAME_WIDTH + 11]}…"
 
@@ -106,7 +107,7 @@ def _two_lines(grid: Results, row: Row) -> list[list[str]]:
     return [[row.label, *values], ["", *intervals]]
 
 
-def _aligned(lines: Sequence[Sequence[str]], rule_after: int) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], rule_after: int) -> list[str]:
     """Columns padded to their widest cell: the first to the left, figures to the right."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     text = [

@@ -120,7 +120,7 @@ def test_only_terms_with_a_weight_are_computed(monkeypatch: pytest.MonkeyPatch) 
 
         return dataclasses.replace(term, compute=compute)
 
-    monkeypatch.setattr("autoft.losses.LOSS_TERMS", {name: counting(term) for name, term in LOSS_TERMS.items()})
+    monkeypatch.setattr("autoft.losses.TERMS", {name: counting(term) for name, term in LOSS_TERMS.items()})
     without_text = dataclasses.replace(random_step(3), text_features=None, text_index=None, logit_scale=None)
     _, parts = weighted_loss(some_weights(("hinge", "cross_entropy", "l2_init")), without_text, with_norms=True)
     assert computed == ["cross_entropy", "hinge"]

@@ -1,0 +1,53 @@
+"""The model as it is scored and kept, which for some methods is not the model as it trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from autoft.finetune import Step
+from autoft.models import copy_state, interpolate, zero_shot_head
+from autoft.models.state import State
+from autoft.search_space import Hyperparameters
+from autoft.workspace import Workspace
+
+HEAD_TERMS = frozenset({"cross_entropy", "hinge", "entropy", "confidence_minimization", "feature_mixup"})  # those that train the head
+
+
+@contextmanager
+def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step) -> Iterator[None]:
+    """Within the block the workspace's model is what the hyperparameters ask to score after a step; after it, what trains on.
+
+    Moving average (CLIPood), then a head rebuilt from the tuned text tower (FLYP), then interpolation with the zero-shot weights (WiSE-FT).
+    Leaves the model in evaluation mode.
+    """
+    hp, model = hyperparameters, workspace.model.eval()
+    trained: State | None = None
+    if step.average is not None or hp.alpha != 1.0:
+        trained = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if trained is not None and step.average is not None:
+        copy_state(model, {**trained, **step.average})
+    refresh_head(workspace, hp)
+    if hp.alpha != 1.0:
+        copy_state(model, interpolate(workspace.zero_shot.tensors, model.state_dict(), hp.alpha))
+        from autoft.batch_norm import reestimate_batch_norm  # INTERIM
+
+        reestimate_batch_norm(workspace)
+    yield
+    if trained is not None:
+        copy_state(model, trained)
+
+
+@torch.no_grad()
+def refresh_head(workspace: Workspace, hyperparameters: Hyperparameters) -> None:
+    """Rebuild the zero-shot head from the current text tower if that trains and no loss term trains the head, as FLYP does.
+
+    Goyal et al. 2023, arXiv 2212.00638. Otherwise the head stays. Leaves the model in evaluation mode.
+    """
+    hp = hyperparameters
+    if HEAD_TERMS & hp.loss_weights.keys() or hp.trained != "all":
+        return
+    model = workspace.model.eval()
+    head = zero_shot_head(model.clip, workspace.loaded.tokenizer, workspace.data.classes.names, workspace.config.data.templates)
+    model.head.weight.copy_(head.weight)
+    model.head.bias.copy_(head.bias)

@@ -1,0 +1,164 @@
+"""How a step's gradients become new weights: the optimizer a fine-tune asks for, its constraint, and the moving average."""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoft.errors import ConfigError
+from autoft.losses.classification import cross_entropy
+from autoft.models.averaging import beta_weight, update_average
+from autoft.models.state import trainable_parameters
+from autoft.optim import build_optimizer, scale_learning_rates
+from autoft.optim.ftp import FTP
+from autoft.optim.saft import GradientMagnitudes, select
+from autoft.optim.sparse_adamw import SparseAdamW, kept_indices, named_groups
+from autoft.optim.spd import SPD
+from autoft.optim.tpgm import TPGM
+from autoft.search_space import Hyperparameters
+from autoft.start import held_out_pool, training_mode
+from autoft.workspace import Workspace
+
+HEAD_PARAMETERS = ("head.*", "core_head.*")
+FTP_REFERENCE_LR = 1e-4  # of the published recipe with AdamP, whose mu is 1e-2
+SAFT_BATCHES = 8  # over which SAFT sums gradients; its authors' number is not known
+BETA = 0.5  # of CLIPood's average (Shu et al. 2023)
+
+
+class Update:
+    """The optimizer of one fine-tune and what goes with it. Nothing here waits for the device.
+
+    optimizer: as built from the hyperparameters; its state is part of the training state.
+    average: moving average of the floating entries of the model's state by name, once there was a step; None without averaging.
+    """
+
+    def __init__(self, workspace: Workspace, hyperparameters: Hyperparameters, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        self.optimizer = optimizer
+        self.average: dict[str, Tensor] | None = None
+        self._workspace, self._hp, self._total_steps = workspace, hyperparameters, total_steps
+        self._parameters = trainable_parameters(workspace.model)
+
+    @classmethod
+    def of(
+        cls,
+        workspace: Workspace,
+        hyperparameters: Hyperparameters,
+        total_steps: int,
+        gradients: Callable[[int], Any],
+        state: Mapping[str, Any] | None = None,
+    ) -> "Update":
+        """Build it for a model at the start of its fine-tune.
+
+        Args:
+            gradients: adds the gradients of a step's loss, given its number, to the parameters'; SAFT calls it to find its mask.
+            state: of the optimizer, if the fine-tune is to go on from there; `load` it afterwards. It spares SAFT the search for its mask.
+
+        Raises:
+            ConfigError: the hyperparameters contradict each other.
+        """
+        return cls(workspace, hyperparameters, _optimizer(workspace, hyperparameters, gradients, state), total_steps)
+
+    def step(self, step: int, multiplier: float, clip_grad_norm: float | None) -> None:
+        """Turn the gradients that are there into new weights, and drop them.
+
+        Args:
+            step: its number from 0.
+            multiplier: of every group's rate.
+            clip_grad_norm: the largest norm the gradient may have; of SAFT's that of the entries that train.
+        """
+        if clip_grad_norm is not None and isinstance(self.optimizer, SparseAdamW):
+            self.optimizer.clip_grad_norm_(clip_grad_norm)
+        elif clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, clip_grad_norm, foreach=True)
+        scale_learning_rates(self.optimizer, multiplier)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.optimizer, TPGM):
+            self.optimizer.project(lambda: _held_out_loss(self._workspace, self._hp, step))
+        if self._hp.averaging == "beta":
+            self._average(step)
+
+    def load(self, optimizer: Mapping[str, Any], average: Mapping[str, Tensor] | None) -> None:
+        """Go on from a training state."""
+        self.optimizer.load_state_dict(dict(optimizer))
+        if average is not None:
+            self.average = {name: tensor.clone() for name, tensor in average.items()}
+
+    def _average(self, step: int) -> None:
+        state = _floating(self._workspace.model.state_dict())
+        if self.average is None:
+            self.average = {name: tensor.clone() for name, tensor in _floating(self._workspace.zero_shot.tensors).items()}
+        seen = sum(beta_weight(earlier, self._total_steps, BETA) for earlier in range(step + 2))
+        update_average(list(self.average.values()), [state[name] for name in self.average], beta_weight(step + 1, self._total_steps, BETA) / seen)
+
+
+def _floating(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _optimizer(
+    workspace: Workspace, hp: Hyperparameters, gradients: Callable[[int], Any], state: Mapping[str, Any] | None
+) -> torch.optim.Optimizer:
+    model = workspace.model
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    base = build_optimizer(
+        model,
+        hp.lr,
+        hp.weight_decay,
+        hp.layer_lr,
+        hp.layer_weight_decay,
+        layer_decay=hp.layer_decay,
+        name=hp.optimizer,
+        momentum=hp.momentum,
+        beta2=hp.beta2,
+    )
+    if hp.constraint == "none":
+        return base
+    if hp.constraint == "saft" and hp.optimizer != "adamw":
+        raise ConfigError(f"optimizer = {hp.optimizer!r} is not possible with constraint saft, whose sparse optimizer is AdamW")
+    if hp.constraint == "saft":
+        kept = _largest_gradients(workspace, hp, named, gradients) if state is None else kept_indices(state)
+        return SparseAdamW(named_groups(base.param_groups, named.items()), kept, betas=(hp.momentum, hp.beta2))
+    anchor = {name: workspace.zero_shot.tensors[name] for name in named}
+    exclude = [pattern for pattern in HEAD_PARAMETERS if fnmatch.filter(named, pattern)]
+    if hp.constraint == "ftp":
+        return FTP(base, named.items(), anchor, k=hp.strength, mu_reference_lr=FTP_REFERENCE_LR, exclude=exclude)
+    if hp.constraint == "tpgm":
+        return TPGM(base, named.items(), anchor, exclude=exclude)
+    return SPD(base, named.items(), anchor, strength=hp.strength)
+
+
+def _largest_gradients(
+    workspace: Workspace, hp: Hyperparameters, named: Mapping[str, torch.nn.Parameter], gradients: Callable[[int], Any]
+) -> dict[str, Tensor]:
+    """The entries SAFT trains, by parameter: those with the largest summed gradient at the start (Nguyen et al. 2024, arXiv 2407.03036).
+
+    The gradient is that of the recipe's own loss: cross-entropy in SAFT, whatever else is in it where a search combines them.
+    """
+    magnitudes = GradientMagnitudes(named.items(), "abs_of_sum")
+    for step in range(SAFT_BATCHES):
+        training_mode(workspace)
+        gradients(step)
+        magnitudes.add()
+    indices = select(magnitudes.result(), hp.density)
+    workspace.model.zero_grad(set_to_none=True)
+    buffers = {name for name, _ in workspace.model.named_buffers()}
+    with torch.no_grad():  # BatchNorm has counted the batches
+        for name, tensor in workspace.model.state_dict().items():
+            if name in buffers:
+                tensor.copy_(workspace.zero_shot.tensors[name])
+    return indices
+
+
+def _held_out_loss(workspace: Workspace, hp: Hyperparameters, step: int) -> Tensor:
+    """Cross-entropy on a batch that is not trained on, in evaluation mode."""
+    pool = held_out_pool(workspace, hp)
+    rng = torch.Generator().manual_seed((hp.seed * 1_000_003 + step + 1) % (2**63) ^ 0x7E57)
+    examples = pool[torch.randint(len(pool), (min(workspace.config.trial.batch_size, len(pool)),), generator=rng)]
+    images = workspace.train_transform(workspace.train.take(examples), rng)
+    workspace.model.eval()
+    with workspace.autocast():
+        logits = workspace.model.head(workspace.model.image_features(images))
+    return cross_entropy(logits, workspace.train.labels[examples.to(workspace.device, non_blocking=True)])

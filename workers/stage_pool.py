@@ -1,0 +1,149 @@
+"""Stages on Ray actors: requests handed out to as many actors as there is room for, each again if its actor is lost."""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from autoft.errors import AutoFTError, ClusterError, Interrupted, TrialCodeError
+from autoft.executor import Emit
+from autoft.stages import StageRequest
+from workers.actor import StageWorker
+from workers.cluster import first_line
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+STOP_SECONDS = 10.0  # what the actors are given to stop by themselves; what they have finished is kept in any case
+GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRoom:
+    """What each actor is given: CPU cores (as many threads), a share of a GPU, and the device it computes on."""
+
+    cpus: int
+    gpus: float
+    device: str
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor, the request it works on, and what it will say next: whether it sees the run folder, then its events."""
+
+    actor: Any
+    index: int = -1
+    sees: Any | None = None
+    events: Any | None = None
+
+    @property
+    def waiting_for(self) -> Any | None:
+        return self.sees if self.sees is not None else self.events
+
+
+class StagePool:
+    """Runs stage requests on actors of their own, `count()` of them at once; asked again while the pool runs."""
+
+    def __init__(self, room: StageRoom, cache_dir: Path, should_stop: Callable[[], bool], count: Callable[[], int]) -> None:
+        self._room, self._cache_dir, self._should_stop, self._count = room, cache_dir, should_stop, count
+        self._workers: list[_Worker] = []
+        self._requests: Sequence[StageRequest] = ()
+        self._pending: deque[int] = deque()
+        self._losses: list[int] = []
+
+    def run(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
+        """Run all requests; yields each one's position when it has ended, with the error if its fine-tune diverged.
+
+        Raises:
+            Interrupted: `should_stop()` said so.
+            ClusterError: an actor was lost `ATTEMPTS` times over one request, or does not see its run folder.
+        """
+        self._requests, self._pending, self._losses = requests, deque(range(len(requests))), [0] * len(requests)
+        deadline, grown_at, target = math.inf, time.monotonic(), self._count()
+        try:
+            while self._pending or self._busy():
+                if time.monotonic() - grown_at > GROW_SECONDS:
+                    grown_at, target = time.monotonic(), max(target, self._count())
+                if self._should_stop() and deadline == math.inf:
+                    deadline = time.monotonic() + STOP_SECONDS
+                    for worker in self._workers:
+                        worker.actor.stop.remote()
+                if deadline == math.inf:
+                    self._assign(target)
+                elif time.monotonic() > deadline or not self._busy():
+                    raise Interrupted("stopped after the search")
+                yield from self._listen(emit)
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.actor)
+            self._workers.clear()
+
+    def _busy(self) -> bool:
+        return any(worker.index >= 0 for worker in self._workers)
+
+    def _assign(self, target: int) -> None:
+        while self._pending:
+            worker = next((worker for worker in self._workers if worker.index < 0), None)
+            if worker is None and len(self._workers) >= target:
+                return
+            if worker is None:
+                worker = _Worker(StageWorker.options(num_cpus=self._room.cpus, num_gpus=self._room.gpus).remote())  # type: ignore[attr-defined]
+                self._workers.append(worker)
+            worker.index = self._pending.popleft()
+            worker.sees = worker.actor.sees.remote(self._requests[worker.index].run_dir / "study.yaml")
+
+    def _listen(self, emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
+        by_reference = {worker.waiting_for: worker for worker in self._workers if worker.index >= 0}
+        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=0.2)
+        for reference in ready:
+            worker = by_reference[reference]
+            try:
+                if worker.sees is not None:
+                    self._start(worker, ray.get(worker.sees))
+                else:
+                    emit(ray.get(next(worker.events)))  # type: ignore[arg-type]
+            except StopIteration:
+                yield self._ended(worker), None
+            except RayTaskError as error:
+                if isinstance(error.cause, TrialCodeError):
+                    yield self._ended(worker), error.cause
+                else:
+                    raise _cause(error) from None
+            except RayError as error:
+                self._lost(worker, error)
+
+    def _start(self, worker: _Worker, sees: bool) -> None:
+        request = self._requests[worker.index]
+        if not sees:
+            raise ClusterError(f"the run folder {request.run_dir} is not visible on the worker's node; choose a shared one with --runs")
+        worker.sees = None
+        room = self._room
+        worker.events = worker.actor.run.options(num_returns="streaming").remote(request, room.device, room.cpus, self._cache_dir)
+
+    def _ended(self, worker: _Worker) -> int:
+        index, worker.index, worker.events = worker.index, -1, None
+        return index
+
+    def _lost(self, worker: _Worker, error: RayError) -> None:
+        """An actor is gone: another one goes on with its request, from what is recorded in the run folder."""
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        self._losses[worker.index] += 1
+        logger.warning("a worker that ran final stages was lost (attempt %d): %s", self._losses[worker.index], first_line(error))
+        if self._losses[worker.index] >= ATTEMPTS:
+            raise ClusterError(f"the final stages were lost {ATTEMPTS} times; see the logs of Ray")
+        self._pending.appendleft(worker.index)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    cause = error.cause
+    if isinstance(cause, Interrupted):
+        return Interrupted(str(cause))
+    return cause if isinstance(cause, AutoFTError | OSError) else error
