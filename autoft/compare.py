@@ -133,13 +133,19 @@ def comparison_config(config: StudyConfig, evaluations: int) -> StudyConfig:
     return config.model_copy(update={"search": search, "wise_ft": wise_ft})
 
 
-def tuning_space(method: str, setting: Setting) -> SearchSpaceConfig:
-    """What a method is tuned over: the learning rate and its own knobs, or for AutoFT its search space."""
+def tuning_space(method: str, setting: Setting, described: bool) -> SearchSpaceConfig:
+    """What a method is tuned over: the learning rate and its own knobs, or for AutoFT its search space.
+
+    Args:
+        described: whether the study has `data.descriptions`, without which no drm term can be searched.
+    """
     space = setting.space
     if method == "autoft":
         return space
     if method == "autoft_extended":
-        return SearchSpaceConfig(preset="extended", base_lr=space.base_lr, base_weight_decay=space.base_weight_decay)
+        extended = SearchSpaceConfig(preset="extended", base_lr=space.base_lr, base_weight_decay=space.base_weight_decay)
+        kept = {name: knob for name, knob in extended.knobs.items() if described or not name.endswith("/drm")}
+        return extended.model_copy(update={"knobs": kept})
     hp, spec = method_hyperparameters(method, setting), METHODS[method]  # type: ignore[arg-type,index]
     fixed = {name: value for name, value in hp.to_dict().items() if name not in ("lr", "weight_decay", "seed")}
     factor = LR_FACTOR if spec.tunes_lr else (1.0, 1.0)
@@ -201,7 +207,7 @@ class Comparer:
 
     def _tune(self, method: str) -> Tuned:
         """Run the method's trials. A method without anything to tune has one, for its score on VAL_OOD."""
-        space = tuning_space(method, self._setting)
+        space = self._space(method)
         something = bool(space.knobs) or space.lr_factor[0] < space.lr_factor[1]
         count = self._plan.evaluations if something else 1
         config = self._inputs.config
@@ -221,6 +227,9 @@ class Comparer:
             tuned = _tuned(study, space, config.direction)
         self._observe({"event": "tuned", "method": method, "best": max(_scored(tuned)) if config.direction == "maximize" else min(_scored(tuned))})
         return tuned
+
+    def _space(self, method: str) -> SearchSpaceConfig:
+        return tuning_space(method, self._setting, self._inputs.config.data.descriptions is not None)
 
     def _first(self, method: str) -> Hyperparameters:
         """A method's published setting; AutoFT's search, like its own studies, begins with plain fine-tuning."""
@@ -312,7 +321,7 @@ class Comparer:
         source = tuned_with(name)
         if source is None:
             return Method(name=name, source="the foundation model as it is")
-        tuned, space = self._tuned[source], tuning_space(source, self._setting)
+        tuned, space = self._tuned[source], self._space(source)
         chosen = {key: value for key, value in tuned.ranked[0].to_dict().items() if key != "seed"}
         if name == WISE_FT:
             knobs = {"alpha": ", ".join(f"{alpha:g}" for alpha in self._inputs.config.wise_ft.alphas)}  # type: ignore[union-attr]

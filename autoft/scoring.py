@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from autoft.batch_norm import reestimate_batch_norm
 from autoft.finetune import Step
 from autoft.models import copy_state, interpolate, zero_shot_head
 from autoft.models.state import State
@@ -18,8 +19,8 @@ HEAD_TERMS = frozenset({"cross_entropy", "hinge", "entropy", "confidence_minimiz
 def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step) -> Iterator[None]:
     """Within the block the workspace's model is what the hyperparameters ask to score after a step; after it, what trains on.
 
-    Moving average (CLIPood), then a head rebuilt from the tuned text tower (FLYP), then interpolation with the zero-shot weights (WiSE-FT).
-    Leaves the model in evaluation mode.
+    Moving average (CLIPood), then a head rebuilt from the tuned text tower (FLYP), then interpolation with the zero-shot weights (WiSE-FT);
+    BatchNorm statistics of averaged weights are estimated again. Leaves the model in evaluation mode.
     """
     hp, model = hyperparameters, workspace.model.eval()
     trained: State | None = None
@@ -30,8 +31,7 @@ def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step
     refresh_head(workspace, hp)
     if hp.alpha != 1.0:
         copy_state(model, interpolate(workspace.zero_shot.tensors, model.state_dict(), hp.alpha))
-        from autoft.batch_norm import reestimate_batch_norm  # INTERIM
-
+    if trained is not None:
         reestimate_batch_norm(workspace)
     yield
     if trained is not None:

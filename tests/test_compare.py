@@ -43,9 +43,15 @@ def test_every_method_of_the_command_line_is_built_or_built_on_another() -> None
 
 @pytest.mark.parametrize("method", [name for name in COMPARED if name in METHODS])
 def test_all_methods_have_the_same_learning_rates_to_choose_from(method: str, config: StudyConfig) -> None:
-    space = tuning_space(method, Setting(config.search_space, 1000, 0))
+    space = tuning_space(method, Setting(config.search_space, 1000, 0), described=True)
     assert space.lr_factor == (LR_FACTOR if METHODS[method].tunes_lr else (1.0, 1.0))
     assert space.weight_decay[0] == space.weight_decay[1] and space.seed == (0, 0)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_the_extended_search_uses_descriptions_where_there_are_some(described: bool, config: StudyConfig) -> None:
+    knobs = tuning_space("autoft_extended", Setting(config.search_space, 1000, 0), described).knobs
+    assert ("loss_weight/drm" in knobs) == described and "loss_weight/ldifs" in knobs
 
 
 def test_wise_ft_tries_as_many_alphas_as_others_have_evaluations(config: StudyConfig) -> None:

@@ -110,7 +110,7 @@ EXTENDED_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "schedule": {"choices": ("constant", "cosine", "linear")},
     "layer_decay": {"low": 0.5, "high": 1.0},
     "momentum": {"choices": (0.0, 0.5, 0.8, 0.9, 0.95)},
-    "alpha": {"low": 0.3, "high": 1.0},
+    "alpha": {"choices": (0.4, 0.6, 0.8, 1.0)},
     "constraint": {"choices": ("none", "ftp", "spd", "saft")},
     "strength/ftp": {"low": 0.0, "high": 1.0, "when": {"constraint": "ftp"}},
     "strength/spd": {"low": 0.0, "high": 1.0, "when": {"constraint": "spd"}},
