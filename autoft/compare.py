@@ -244,7 +244,7 @@ class Comparer:
         for seed in range(self._plan.seeds):
             if built:
                 first, *others = (replace(hp, seed=seed) for hp in self._tuned[FINETUNE].ranked[:SOUP_MEMBERS])
-                soup = {f"soup-{index}": hp for index, hp in enumerate(others, start=2)} if SOUP in built else {}
+                soup = {f"soup-{index}": hp for index, hp in enumerate(others, start=2)} if SOUP in built else None
                 wise_ft_of = FINETUNE if WISE_FT in built else None
                 cells.append(self._cell(f"{FINETUNE}-{seed}", built, seed, {FINETUNE: first}, soup_with=soup, wise_ft_of=wise_ft_of))
             for method in self._plan.methods:
@@ -271,7 +271,7 @@ class Comparer:
         """Everything a cell's result depends on."""
         config, data, request = self._inputs.config, self._inputs.data, cell.request
         content = [data.val_id.content_hash, *((name, str(split), images.content_hash) for name, (split, images) in sorted(data.tests.items()))]
-        trained = {name: hp.digest() for name, hp in (*request.methods.items(), *request.soup_with.items())}
+        trained = {name: hp.digest() for name, hp in (*request.methods.items(), *(request.soup_with or {}).items())}
         sections = [config.final.model_dump(), config.wise_ft and config.wise_ft.model_dump(), config.evaluate.model_dump()]
         return section_hash([self._inputs.fingerprint, cell.methods, trained, sections, content])
 
@@ -410,6 +410,6 @@ def _parts(cell: Cell, method: str) -> Iterator[str]:
         return
     yield FINETUNE if method in (WISE_FT, SOUP) else method
     if method == SOUP:
-        yield from cell.request.soup_with
+        yield from cell.request.soup_with or {}
     if method in (WISE_FT, SOUP):
         yield method

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class StageRequest:
 
     methods: the full fine-tunes of the run, by name. See `trained_methods`.
     wise_ft_of: the one of them that WiSE-FT interpolates, if the study has a `wise_ft` section; None: none of them.
-    soup_with: more fine-tunes, by name, that make a greedy soup with the first of `methods`; they are not evaluated themselves.
+    soup_with: more fine-tunes, by name, that make a greedy soup with the first of `methods`; they are not evaluated themselves. None: no
+        soup is made.
     validated: whether every model is scored on the validation sets too, in a stage of its own.
     with_zero_shot: whether the zero-shot model is scored too.
     """
@@ -58,7 +59,7 @@ class StageRequest:
     fingerprint: str
     versions: dict[str, str]
     wise_ft_of: str | None = "final"
-    soup_with: Mapping[str, Hyperparameters] = field(default_factory=dict)
+    soup_with: Mapping[str, Hyperparameters] | None = None
     validated: bool = False
     with_zero_shot: bool = True
 
@@ -82,11 +83,11 @@ def run_stages(
     if workspace is None:
         workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
     stages = _Stages(request, workspace, emit, should_stop)
-    for method, hyperparameters in (*request.methods.items(), *request.soup_with.items()):
+    for method, hyperparameters in (*request.methods.items(), *(request.soup_with or {}).items()):
         stages.train(method, hyperparameters)
     if request.config.wise_ft is not None and request.wise_ft_of is not None:
         stages.wise_ft(request.wise_ft_of)
-    if request.soup_with:
+    if request.soup_with is not None:
         stages.soup([next(iter(request.methods)), *request.soup_with])
     if request.validated:
         stages.validate()
@@ -225,7 +226,7 @@ class _Stages:
 
     def _scored(self) -> list[tuple[str, str]]:
         """The models to score, and their keys: all but what is only there to be averaged."""
-        left_out = {*self._request.soup_with, *([] if self._request.with_zero_shot else ["zero_shot"])}
+        left_out = {*(self._request.soup_with or {}), *([] if self._request.with_zero_shot else ["zero_shot"])}
         return [(model, key) for model, key in self._model_keys.items() if model not in left_out]
 
     def _place(self, model: str) -> int:

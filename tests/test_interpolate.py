@@ -360,6 +360,18 @@ def test_the_sweeps_checkpoint_is_the_model_that_was_scored(changes: dict[str, A
     assert (workspace.score("val_id"), workspace.score("val_ood")) == (middle["val_id"], middle["val_ood"])
 
 
+def test_the_sweep_saves_the_chosen_model_not_the_last(tmp_path: Path, tiny_convnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    val_ood = iter([9.0, 9.0, 1.0, 9.0])  # of the fine-tuned model, then of each alpha; minimised
+    scored = Workspace.score
+    monkeypatch.setattr(Workspace, "score", lambda self, name: next(val_ood) if name == "val_ood" else scored(self, name))
+    run = finished(tmp_path, tiny_convnet, wise_ft__alphas=[0.0, 0.5, 1.0])
+    assert run.wise_ft["alpha"] == 0.5
+    workspace = load_workspace(tmp_path, tiny_convnet, **EXACT)
+    interpolator(workspace, workspace.zero_shot.tensors, read_state(run.final, workspace.device), WiseFTConfig())(0.5)
+    saved = read_state(tmp_path / "run" / "checkpoints" / "wise_ft", workspace.device)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in workspace.model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ["vit_run", "conv_run"])
 def test_the_command_finds_the_runs_own_curve(name: str, command: Callable[..., Said], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(name)
@@ -378,6 +390,8 @@ def test_the_command_finds_the_runs_own_curve(name: str, command: Callable[..., 
         state = read_state(tmp_path / "out" / f"alpha-{alpha:g}", torch.device("cpu"))
         expected = load_workspace(tmp_path, run.model, **EXACT).zero_shot.tensors if end is None else read_state(end, torch.device("cpu"))
         assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
+        _, _, info = load_checkpoint(tmp_path / "out" / f"alpha-{alpha:g}")
+        assert "batch_norm" not in info.hyperparameters["interpolation"], "the ends are as they were"
     assert not any(module.training for module in model.modules())
 
 
