@@ -1,5 +1,7 @@
 """Peak memory of a piece of work: of the GPU's allocator, or of this process."""
 
+import ctypes
+import gc
 import logging
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ class PeakMemory:
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        _give_back()
         try:
             _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
         except OSError as error:
@@ -39,3 +42,11 @@ class PeakMemory:
             return int(torch.cuda.max_memory_allocated(self._device))
         peak = next((line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM")), None)
         return None if peak is None else int(peak.split()[1]) * 1024
+
+
+def _give_back() -> None:
+    """Return what earlier work has left behind to the system; glibc keeps it otherwise, and it would count as this work's."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
