@@ -205,10 +205,7 @@ class _Stages:
         loaders = [partial(read_state, self._run_dir / "checkpoints" / name, workspace.device) for name in members]
         uniform = score(uniform_soup(loaders))
         soup = greedy_soup(loaders, score, config.direction)
-        if len(soup.members) == 1:
-            copy_state(workspace.model, soup.state)  # a fine-tune as it is, its own BatchNorm statistics included
-        else:
-            score(soup.state)
+        score(soup.state)  # as the members were judged: with BatchNorm statistics estimated again, even of one alone
         state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
         self.save(folder, state, "soup", self._request.methods[members[0]], {judge: workspace.score(judge)})
         names = [members[index] for index in soup.members]
