@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
-from autoft.config import Averaging, Constraint, Knob, LossTermName, OptimizerName, ScheduleName, SearchSpaceConfig, Start, Trained
+from autoft.config import (
+    Averaging,
+    Constraint,
+    Knob,
+    LossTermName,
+    MaskReduction,
+    OptimizerName,
+    ScheduleName,
+    SearchSpaceConfig,
+    Start,
+    Trained,
+)
 
 FIXED_ATTRIBUTE = "autoft:fixed"  # of a trial that was enqueued: its name and hyperparameters, which may lie outside the space
 
@@ -27,6 +38,10 @@ class Hyperparameters:
     constraint: how weights are kept near the zero-shot ones: ftp, tpgm, spd (see `autoft.optim`); or saft: only the share `density` of
         the weights trains, those with the largest gradient at the start.
     strength: k of FTP, lambda of SPD.
+    mu: the rate at which FTP and TPGM learn their radii. mu_reference_lr: FTP's is mu times lr / mu_reference_lr, so that a small learning
+        rate is not held to the start for long; None: mu whatever the learning rate, as in the released code.
+    mask_batches, mask_reduction: over how many batches SAFT sums gradients at the start, and how: the absolute value of the sum, or
+        the sum of absolute values.
     schedule: of the learning rate; None: a trial's constant one, the full fine-tune's `final.schedule`.
     label_smoothing: of the cross-entropy term. margin: of the margin term (CLIPood).
     averaging: beta: what is scored and kept is the Beta(1/2, 1/2) moving average of the weights (CLIPood).
@@ -48,7 +63,11 @@ class Hyperparameters:
     beta2: float = 0.999
     constraint: Constraint = "none"
     strength: float = 1.0
+    mu: float = 1e-2
+    mu_reference_lr: float | None = 1e-4
     density: float = 0.001
+    mask_batches: int = 8
+    mask_reduction: MaskReduction = "abs_of_sum"
     schedule: ScheduleName | None = None
     label_smoothing: float = 0.0
     margin: float = 0.3

@@ -4,9 +4,6 @@ A stage leaves `stages/NAME.json` with the key it was computed from; the same ke
 the last stage only, and once for each model.
 """
 
-import json
-import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,31 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from autoft.batch_norm import reestimate_batch_norm
 from autoft.config import Metric, StudyConfig, section_hash
 from autoft.core_features import core_beta
 from autoft.data import Split
-from autoft.errors import Interrupted, TrialCodeError
-from autoft.evaluate import NonFiniteScore, score_predictions
+from autoft.errors import Interrupted
+from autoft.evaluate import score_predictions
 from autoft.files import read_json, write_json
-from autoft.finetune import Diverged, Recipe, Step, check_finite, final_recipe, finetune, training_state
-from autoft.memory import PeakMemory
+from autoft.finetune import final_recipe
+from autoft.full_finetune import Emit, FullFinetune
 from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import CheckpointInfo, copy_state, read_state, save_checkpoint
 from autoft.models.averaging import greedy_soup, uniform_soup
 from autoft.models.state import State
-from autoft.scoring import as_scored
 from autoft.search_space import Hyperparameters
 from autoft.wise_ft import interpolator
 from autoft.workspace import Workspace
-
-logger = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 0.5
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +139,15 @@ class _Stages:
         key = section_hash([self._request.fingerprint, hyperparameters.to_dict(), self._config.final.model_dump(), content])
         folder = self._run_dir / "checkpoints" / method
         self._model_keys[method] = key
-        training = _Training(self, method, recipe, key)
-        self._run(method, key, lambda: training.run(folder), needs=folder)
+        saved = self._run_dir / "training" / f"{method}.pt"
+        training = FullFinetune(self._workspace, method, recipe, saved, key, self._emit, self.check_stop)
+        self._run(method, key, lambda: self._train(training, method, hyperparameters, folder), needs=folder)
         training.forget()
+
+    def _train(self, training: FullFinetune, method: str, hyperparameters: Hyperparameters, folder: Path) -> dict[str, Any]:
+        best, record = training.run()
+        self.save(folder, best, method, hyperparameters, {name: record[name] for name in ("val_id", "val_ood")})
+        return record
 
     def wise_ft(self, source: str) -> None:
         """Sweep alpha on validation data, and save the chosen interpolation as `checkpoints/wise_ft`."""
@@ -265,7 +259,7 @@ class _Stages:
     def save(
         self,
         folder: Path,
-        state: dict[str, Tensor],
+        state: State,
         method: str,
         hyperparameters: Hyperparameters,
         scores: dict[str, float],
@@ -288,119 +282,6 @@ class _Stages:
         )
         sparse = self._workspace.zero_shot.tensors if hyperparameters.constraint == "saft" else None
         save_checkpoint(folder, state, self._workspace.loaded, info, sparse_against=sparse)
-
-
-class _Training:
-    """One full fine-tune that can be stopped after any epoch and goes on exactly from there."""
-
-    def __init__(self, stages: _Stages, method: str, recipe: Recipe, key: str) -> None:
-        self._stages, self._method, self._recipe, self._key = stages, method, recipe, key
-        self._saved = stages._run_dir / "training" / f"{method}.pt"
-        self._epochs: list[dict[str, float]] = []
-        self._best: dict[str, Tensor] = {}
-        self._best_epoch = 0
-        self._seconds = 0.0  # spent by runs before this one
-        self._peak = 0  # bytes of memory, in those
-
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Train, save the best epoch's weights to `folder`, and return the record. Raises TrialCodeError if it diverges.
-
-        An epoch's `train_loss` is of the terms that read the data: the weight norms' values are not computed while training.
-        """
-        try:
-            return self._run(folder)
-        except (Diverged, NonFiniteScore) as error:
-            rate = self._recipe.hyperparameters.lr
-            raise TrialCodeError(
-                f"the full fine-tune of {self._method} diverged at lr {rate:.3g}: {error}. What held for {self._stages._config.trial.steps} "
-                "steps need not hold for a long run: raise trial.steps or final.warmup_fraction, or set final.clip_grad_norm"
-            ) from None
-
-    def _run(self, folder: Path) -> dict[str, Any]:
-        config, workspace = self._stages._config, self._stages._workspace
-        steps_per_epoch = max(1, self._recipe.steps // config.final.epochs)
-        memory = PeakMemory(workspace.device)
-        started = shown = time.perf_counter()
-        losses: list[Tensor] = []
-        for step in finetune(workspace, self._recipe, resume=self._load()):
-            losses.append(step.loss)
-            if time.perf_counter() - shown > PROGRESS_SECONDS:
-                shown = time.perf_counter()
-                self._progress(step.number)
-            if step.number % steps_per_epoch == 0:
-                self._end_epoch(step, step.number // steps_per_epoch, check_finite(losses, step.number))
-                losses.clear()
-                if step.number < self._recipe.steps:
-                    self._peak = max(self._peak, memory.bytes() or 0)
-                    self._store(training_state(workspace, step), self._seconds + time.perf_counter() - started)
-            if step.number < self._recipe.steps:
-                self._stages.check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
-        best = self._best_record
-        copy_state(workspace.model, self._best)
-        val_ood = workspace.score("val_ood")
-        self._stages.save(folder, self._best, self._method, self._recipe.hyperparameters, {"val_id": best["val_id"], "val_ood": val_ood})
-        return {
-            "hyperparameters": self._recipe.hyperparameters.to_dict(),
-            "epochs": self._epochs,
-            "best_epoch": self._best_epoch,
-            "val_ood": val_ood,
-            "steps": self._recipe.steps,
-            "samples": self._recipe.samples,
-            "seconds": self._seconds,
-            "peak_memory_bytes": max(self._peak, memory.bytes() or 0) or None,
-            "peak_memory_kind": memory.kind,
-        }
-
-    def forget(self) -> None:
-        """Remove the training state; call when the result is on record."""
-        self._saved.unlink(missing_ok=True)
-
-    @property
-    def _best_record(self) -> dict[str, float]:
-        """The best epoch's own; of a recipe that trains nothing the only one, epoch 0."""
-        return next(record for record in self._epochs if record["epoch"] == self._best_epoch)
-
-    def _end_epoch(self, step: Step, epoch: int, loss: float) -> None:
-        workspace, config = self._stages._workspace, self._stages._config
-        with as_scored(workspace, self._recipe.hyperparameters, step):
-            score = workspace.score("val_id")
-            sign = 1 if config.direction == "maximize" else -1
-            if not self._epochs or sign * score > sign * self._best_record["val_id"]:
-                self._best_epoch = epoch
-                self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
-        self._epochs.append({"epoch": epoch, "train_loss": loss, "val_id": score})
-        self._stages._emit({"event": "epoch_ended", "stage": self._method, "epoch": epoch, "train_loss": loss, "val_id": score})
-
-    def _progress(self, step: int) -> None:
-        self._stages._emit({"event": "stage_progress", "stage": self._method, "done": step, "of": self._recipe.steps})
-
-    def _store(self, training: dict[str, Any], seconds: float) -> None:
-        """Write the training state beside its place and rename it, so that a crash leaves the one before."""
-        self._saved.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._saved.with_suffix(".partial")
-        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds, "peak": self._peak}
-        with partial.open("wb") as file:
-            torch.save({"key": self._key, "training": training, **history}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._saved)
-
-    def _load(self) -> dict[str, Any] | None:
-        """The training state of an earlier run of the very same fine-tune, if there is one."""
-        if not self._saved.is_file():
-            return None
-        try:
-            stored = torch.load(self._saved, map_location=self._stages._workspace.device, weights_only=True)
-        except Exception as error:
-            logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
-            return None
-        if stored["key"] != self._key:
-            return None
-        self._epochs = json.loads(stored["epochs"])
-        self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
-        self._peak = stored.get("peak", 0)
-        training: dict[str, Any] = stored["training"]
-        return training
 
 
 def evaluation_rows(workspace: Workspace, name: str, split: Split, common: dict[str, Any]) -> list[dict[str, Any]]:

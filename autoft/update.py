@@ -22,8 +22,6 @@ from autoft.start import held_out_pool, training_mode
 from autoft.workspace import Workspace
 
 HEAD_PARAMETERS = ("head.*", "core_head.*")
-FTP_REFERENCE_LR = 1e-4  # of the published recipe with AdamP, whose mu is 1e-2
-SAFT_BATCHES = 8  # over which SAFT sums gradients; its authors' number is not known
 BETA = 0.5  # of CLIPood's average (Shu et al. 2023)
 
 
@@ -124,9 +122,9 @@ def _optimizer(
     anchor = {name: workspace.zero_shot.tensors[name] for name in named}
     exclude = [pattern for pattern in HEAD_PARAMETERS if fnmatch.filter(named, pattern)]
     if hp.constraint == "ftp":
-        return FTP(base, named.items(), anchor, k=hp.strength, mu_reference_lr=FTP_REFERENCE_LR, exclude=exclude)
+        return FTP(base, named.items(), anchor, k=hp.strength, mu=hp.mu, mu_reference_lr=hp.mu_reference_lr, exclude=exclude)
     if hp.constraint == "tpgm":
-        return TPGM(base, named.items(), anchor, exclude=exclude)
+        return TPGM(base, named.items(), anchor, mu=hp.mu, exclude=exclude)
     return SPD(base, named.items(), anchor, strength=hp.strength)
 
 
@@ -137,8 +135,8 @@ def _largest_gradients(
 
     The gradient is that of the recipe's own loss: cross-entropy in SAFT, whatever else is in it where a search combines them.
     """
-    magnitudes = GradientMagnitudes(named.items(), "abs_of_sum")
-    for step in range(SAFT_BATCHES):
+    magnitudes = GradientMagnitudes(named.items(), hp.mask_reduction)
+    for step in range(hp.mask_batches):
         training_mode(workspace)
         gradients(step)
         magnitudes.add()

@@ -85,7 +85,7 @@ def test_a_comparison_is_whole_and_a_second_start_computes_nothing(
     _check_budget(comparison)
     assert (folder / "comparison.html").is_file() and not list(folder.glob("cells/*/checkpoints"))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
-    monkeypatch.setattr("autoft.stages.finetune", _never)
+    monkeypatch.setattr("autoft.full_finetune.finetune", _never)
     monkeypatch.setattr("autoft.trial.finetune", _never)
     monkeypatch.setenv("AUTOFT_STORAGE_URL", f"sqlite:///{home / 'studies.db'}")
     assert main(["compare", *flags, "--json"]) == 0

@@ -103,6 +103,29 @@ def test_impossible_knobs_are_refused_by_name(knobs: dict[str, Knob], message: s
         SearchSpaceConfig(base_lr=1e-3, knobs=knobs)
 
 
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"densty": 0.1}, "fixed.densty: no such hyperparameter"),
+        ({"density": 2}, r"fixed.density: 2 is not in \[0, 1\]"),
+        ({"density": "much"}, "fixed.density: 'much' is not in"),
+        ({"constraint": "fpt"}, "fixed.constraint must be one of none, ftp, tpgm, spd, saft; got 'fpt'"),
+        ({"mask_batches": 2.5}, "fixed.mask_batches needs choices, whole numbers"),
+        ({"loss_weights": {"ldif": 1.0}}, "fixed.loss_weights.ldif: there is no loss term"),
+        ({"loss_weights": {"ldifs": -1.0}}, "fixed.loss_weights.ldifs: -1.0 is not a number of at least 0"),
+    ],
+)
+def test_impossible_fixed_values_are_refused_by_name(fixed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchSpaceConfig(base_lr=1e-3, fixed=fixed)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    space = SearchSpaceConfig(base_lr=1e-3, fixed={"constraint": "saft", "mask_batches": 3}, knobs={"mask_batches": {"choices": [2, 4]}})
+    hp = sample_hyperparameters(draws(space, 1)[0], space)
+    assert hp.mask_batches in (2, 4) and isinstance(hp.mask_batches, int)
+
+
 @pytest.mark.parametrize("values", [{"low": 1.0, "high": 0.5}, {"low": 0.0, "high": 1.0, "log": True}, {"low": 0.0, "choices": ("a",)}, {}])
 def test_a_knob_is_a_range_or_choices(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="knob"):
@@ -141,6 +164,7 @@ def test_every_method_runs_as_a_trial_and_twice_gives_the_same(name: Any, worksp
 VARIED: tuple[dict[str, Any], ...] = ({"averaging": "beta"}, {"optimizer": "sgd", "momentum": 0.5}, {"layer_decay": 0.7, "schedule": "linear"})
 RESUMED = [(name, {}) for name in RUN if name != "linear_probe"]
 RESUMED += [(name, changes) for name in ("finetune", "ftp", "spd", "tpgm") for changes in VARIED] + [("saft", VARIED[0]), ("saft", VARIED[2])]
+RESUMED += [("saft", {"mask_reduction": "sum_of_abs", "mask_batches": 2}), ("ftp", {"mu_reference_lr": None, "strength": 0.3})]
 
 
 @pytest.mark.parametrize(("name", "changes"), RESUMED)

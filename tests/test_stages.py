@@ -185,7 +185,7 @@ def _spy_on_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             seen.append((recipe, step.optimizer.param_groups[0]["lr"], step.terms))
             yield step
 
-    monkeypatch.setattr("autoft.stages.finetune", spied)
+    monkeypatch.setattr("autoft.full_finetune.finetune", spied)
     return seen
 
 

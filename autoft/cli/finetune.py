@@ -14,6 +14,7 @@ from autoft.config import (
     Averaging,
     Constraint,
     LossTermName,
+    MaskReduction,
     MethodTermName,
     OptimizerName,
     ScheduleName,
@@ -43,7 +44,11 @@ class _Given(BaseModel):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     constraint: Constraint = "none"
     strength: float = Field(default=1.0, ge=0, le=1)
+    mu: float = Field(default=1e-2, ge=0)
+    mu_reference_lr: float | None = Field(default=1e-4, gt=0)
     density: float = Field(default=0.001, gt=0, le=1)
+    mask_batches: int = Field(default=8, ge=1)
+    mask_reduction: MaskReduction = "abs_of_sum"
     schedule: ScheduleName | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     margin: float = Field(default=0.3, ge=0)

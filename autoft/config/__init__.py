@@ -19,7 +19,18 @@ from autoft.config.datasets import (
     WildsDataset,
 )
 from autoft.config.drm import DrmConfig
-from autoft.config.knobs import METHOD_TERM_NAMES, Averaging, Constraint, Knob, MethodTermName, OptimizerName, ScheduleName, Start, Trained
+from autoft.config.knobs import (
+    METHOD_TERM_NAMES,
+    Averaging,
+    Constraint,
+    Knob,
+    MaskReduction,
+    MethodTermName,
+    OptimizerName,
+    ScheduleName,
+    Start,
+    Trained,
+)
 from autoft.config.reading import dump_config, load_config, parse_config, section_hash
 from autoft.config.sections import (
     ALL_TERM_NAMES,
@@ -70,6 +81,7 @@ __all__ = [
     "ImageNetDataset",
     "Knob",
     "LossTermName",
+    "MaskReduction",
     "MethodName",
     "MethodTermName",
     "Metric",

@@ -20,7 +20,8 @@ ScheduleName = Literal["constant", "linear", "cosine", "slow_start_fast_decay"]
 Start = Literal["zero_shot", "linear_probe"]
 Trained = Literal["all", "backbone", "nothing"]
 Averaging = Literal["none", "beta"]
-KnobValue = bool | float | str
+MaskReduction = Literal["abs_of_sum", "sum_of_abs"]
+KnobValue = bool | int | float | str
 
 # Fields of Hyperparameters that a knob may set, with the values they can have: bounds for numbers, else the choices.
 KNOB_FIELDS: Mapping[str, tuple[float, float] | tuple[str, ...]] = {
@@ -28,7 +29,11 @@ KNOB_FIELDS: Mapping[str, tuple[float, float] | tuple[str, ...]] = {
     "weight_decay": (0.0, math.inf),
     "constraint": get_args(Constraint),
     "strength": (0.0, 1.0),
+    "mu": (0.0, math.inf),
+    "mu_reference_lr": (0.0, math.inf),
     "density": (0.0, 1.0),
+    "mask_batches": (1, math.inf),
+    "mask_reduction": get_args(MaskReduction),
     "optimizer": get_args(OptimizerName),
     "momentum": (0.0, 0.9999),
     "beta2": (0.0, 0.99999),
@@ -42,6 +47,7 @@ KNOB_FIELDS: Mapping[str, tuple[float, float] | tuple[str, ...]] = {
     "trained": get_args(Trained),
     "drm_beta": (0.0, 1.0),
 }
+_INTEGERS = ("mask_batches",)
 
 
 class Knob(Section):
@@ -85,6 +91,30 @@ def check_knobs(knobs: Mapping[str, Knob], terms: tuple[str, ...]) -> None:
         seen[name] = knob
 
 
+def check_fixed(fixed: Mapping[str, Any], terms: tuple[str, ...]) -> None:
+    """Raise ValueError at the first fixed hyperparameter that is none, or has a value it cannot have."""
+    for name, value in fixed.items():
+        if name == "loss_weights":
+            _check_weights(value, terms)
+        elif name not in KNOB_FIELDS:
+            raise ValueError(f"fixed.{name}: no such hyperparameter; they are {', '.join(KNOB_FIELDS)} and loss_weights")
+        elif value is not None or name not in ("schedule", "mu_reference_lr"):
+            try:
+                _check_values(name, Knob(choices=(value,)), KNOB_FIELDS[name])
+            except ValueError as error:
+                raise ValueError(str(error).replace("knobs.", "fixed.").replace("needs choices out of", "must be one of")) from None
+
+
+def _check_weights(weights: Any, terms: tuple[str, ...]) -> None:
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"fixed.loss_weights: {weights!r} is no mapping of loss terms to weights")
+    for term, weight in weights.items():
+        if term not in terms:
+            raise ValueError(f"fixed.loss_weights.{term}: there is no loss term {term!r}; the terms are {', '.join(terms)}")
+        if isinstance(weight, bool) or not isinstance(weight, float | int) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"fixed.loss_weights.{term}: {weight!r} is not a number of at least 0")
+
+
 def _check_values(name: str, knob: Knob, valid: tuple[Any, ...]) -> None:
     if isinstance(valid[0], str):
         wrong = [value for value in knob.choices if value not in valid]
@@ -92,6 +122,8 @@ def _check_values(name: str, knob: Knob, valid: tuple[Any, ...]) -> None:
             raise ValueError(f"knobs.{name} needs choices out of {', '.join(valid)}" + (f"; got {wrong[0]!r}" if wrong else ""))
         return
     low, high = valid
+    if name.partition("/")[0] in _INTEGERS and not all(isinstance(choice, int) for choice in knob.choices or (None,)):
+        raise ValueError(f"knobs.{name} needs choices, whole numbers of at least {low:g}")
     for value in knob.choices or (knob.low, knob.high):
         if isinstance(value, str | bool) or value is None or not low <= value <= high:
             raise ValueError(f"knobs.{name}: {value!r} is not in [{low:g}, {high:g}]")

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from autoft.config.base import Section
 from autoft.config.datasets import DataConfig
 from autoft.config.drm import DrmConfig, drm_fields, without_drm_knobs
-from autoft.config.knobs import EXTENDED_KNOBS, KNOB_FIELDS, METHOD_TERM_NAMES, Knob, ScheduleName, check_knobs
+from autoft.config.knobs import EXTENDED_KNOBS, METHOD_TERM_NAMES, Knob, ScheduleName, check_fixed, check_knobs
 
 LossTermName = Literal[
     "cross_entropy", "hinge", "entropy", "confidence_minimization", "contrastive", "l1_zero", "l2_zero", "l1_init", "l2_init"
@@ -149,9 +149,7 @@ class SearchSpaceConfig(Section):
                 why = "its weight is fixed at 1" if term == self.reference else "it is not among terms"
                 raise ValueError(f"loss_weights.{term} has a range, but {why}")
         check_knobs(self.knobs, ALL_TERM_NAMES)
-        unknown = sorted(self.fixed.keys() - KNOB_FIELDS.keys() - {"loss_weights"})
-        if unknown:
-            raise ValueError(f"fixed.{unknown[0]}: no such hyperparameter; they are {', '.join(KNOB_FIELDS)} and loss_weights")
+        check_fixed(self.fixed, ALL_TERM_NAMES)
         return self
 
     @property

@@ -1,0 +1,145 @@
+"""A full fine-tune: whole epochs, the best of which is kept, with its state on disk after every epoch."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoft.errors import TrialCodeError
+from autoft.evaluate import NonFiniteScore
+from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, training_state
+from autoft.memory import PeakMemory
+from autoft.models import copy_state
+from autoft.models.state import State
+from autoft.scoring import as_scored
+from autoft.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.5
+Emit = Callable[[dict[str, Any]], None]
+
+
+class FullFinetune:
+    """One full fine-tune that can be stopped after any epoch and goes on exactly from there.
+
+    Args:
+        saved: where its state is kept while it is unfinished.
+        key: everything its result depends on; a saved state with another key is not used.
+        check_stop: raises `Interrupted` if the run is to stop, given where it stands; asked after every step.
+    """
+
+    def __init__(
+        self, workspace: Workspace, method: str, recipe: Recipe, saved: Path, key: str, emit: Emit, check_stop: Callable[[str], None]
+    ) -> None:
+        self._workspace, self._method, self._recipe = workspace, method, recipe
+        self._saved, self._key, self._emit, self._check_stop = saved, key, emit, check_stop
+        self._epochs: list[dict[str, float]] = []
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._seconds = 0.0  # spent by runs before this one
+        self._peak = 0  # bytes of memory, in those
+
+    def run(self) -> tuple[State, dict[str, Any]]:
+        """Train; the weights of the best epoch on VAL_ID, and the record. Raises TrialCodeError if it diverges, or what `check_stop` does.
+
+        An epoch's `train_loss` is of the terms that read the data: the weight norms' values are not computed while training.
+        """
+        try:
+            return self._run()
+        except (Diverged, NonFiniteScore) as error:
+            rate = self._recipe.hyperparameters.lr
+            raise TrialCodeError(
+                f"the full fine-tune of {self._method} diverged at lr {rate:.3g}: {error}. What held for {self._workspace.config.trial.steps} "
+                "steps need not hold for a long run: raise trial.steps or final.warmup_fraction, or set final.clip_grad_norm"
+            ) from None
+
+    def _run(self) -> tuple[State, dict[str, Any]]:
+        workspace = self._workspace
+        steps_per_epoch = max(1, self._recipe.steps // workspace.config.final.epochs)
+        memory = PeakMemory(workspace.device)
+        started = shown = time.perf_counter()
+        losses: list[Tensor] = []
+        for step in finetune(workspace, self._recipe, resume=self._load()):
+            losses.append(step.loss)
+            if time.perf_counter() - shown > PROGRESS_SECONDS:
+                shown = time.perf_counter()
+                self._progress(step.number)
+            if step.number % steps_per_epoch == 0:
+                self._end_epoch(step, step.number // steps_per_epoch, check_finite(losses, step.number))
+                losses.clear()
+                if step.number < self._recipe.steps:
+                    self._peak = max(self._peak, memory.bytes() or 0)
+                    self._store(training_state(workspace, step), self._seconds + time.perf_counter() - started)
+            if step.number < self._recipe.steps:
+                self._check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
+        copy_state(workspace.model, self._best)
+        return self._best, {
+            "hyperparameters": self._recipe.hyperparameters.to_dict(),
+            "epochs": self._epochs,
+            "best_epoch": self._best_epoch,
+            "val_id": self._best_record["val_id"],
+            "val_ood": workspace.score("val_ood"),
+            "steps": self._recipe.steps,
+            "samples": self._recipe.samples,
+            "seconds": self._seconds,
+            "peak_memory_bytes": max(self._peak, memory.bytes() or 0) or None,
+            "peak_memory_kind": memory.kind,
+        }
+
+    def forget(self) -> None:
+        """Remove the training state; call when the result is on record."""
+        self._saved.unlink(missing_ok=True)
+
+    @property
+    def _best_record(self) -> dict[str, float]:
+        """The best epoch's own; of a recipe that trains nothing the only one, epoch 0."""
+        return next(record for record in self._epochs if record["epoch"] == self._best_epoch)
+
+    def _end_epoch(self, step: Step, epoch: int, loss: float) -> None:
+        workspace, config = self._workspace, self._workspace.config
+        with as_scored(workspace, self._recipe.hyperparameters, step):
+            score = workspace.score("val_id")
+            sign = 1 if config.direction == "maximize" else -1
+            if not self._epochs or sign * score > sign * self._best_record["val_id"]:
+                self._best_epoch = epoch
+                self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        self._epochs.append({"epoch": epoch, "train_loss": loss, "val_id": score})
+        self._emit({"event": "epoch_ended", "stage": self._method, "epoch": epoch, "train_loss": loss, "val_id": score})
+
+    def _progress(self, step: int) -> None:
+        self._emit({"event": "stage_progress", "stage": self._method, "done": step, "of": self._recipe.steps})
+
+    def _store(self, training: dict[str, Any], seconds: float) -> None:
+        """Write the training state beside its place and rename it, so that a crash leaves the one before."""
+        self._saved.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._saved.with_suffix(".partial")
+        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds, "peak": self._peak}
+        with partial.open("wb") as file:
+            torch.save({"key": self._key, "training": training, **history}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._saved)
+
+    def _load(self) -> dict[str, Any] | None:
+        """The training state of an earlier run of the very same fine-tune, if there is one."""
+        if not self._saved.is_file():
+            return None
+        try:
+            stored = torch.load(self._saved, map_location=self._workspace.device, weights_only=True)
+        except Exception as error:
+            logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
+            return None
+        if stored["key"] != self._key:
+            return None
+        self._epochs = json.loads(stored["epochs"])
+        self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
+        self._peak = stored.get("peak", 0)
+        training: dict[str, Any] = stored["training"]
+        return training
