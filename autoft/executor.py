@@ -16,7 +16,7 @@ import torch
 from autoft.config import StudyConfig
 from autoft.errors import AutoFTError, TrialCodeError
 from autoft.search_space import Hyperparameters
-from autoft.stages import StageRequest, run_stages
+from autoft.stages import StageRequest, load_workspace, run_stages
 from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial, trial_splits
 from autoft.workspace import Workspace, configure_torch
 
@@ -194,22 +194,20 @@ class InProcessExecutor:
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
         """Run the stages after the search in this process."""
         self._workspace = None  # the stages load their own, with every split
-        run_stages(request, device=self._device, cache_dir=self._cache_dir, emit=emit, should_stop=self._should_stop)
+        run_stages(request, load_workspace(request.config, self._device, self._cache_dir), emit, self._should_stop)
 
     def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
         """Run the requests one after the other in this process."""
         self._workspace = None
         kept: tuple[StudyConfig, Workspace] | None = None
         for index, request in enumerate(requests):
-            workspace = kept[1] if kept is not None and kept[0] == request.config else None
+            if kept is None or kept[0] != request.config:
+                kept = None  # before the next one is loaded
+                kept = (request.config, load_workspace(request.config, self._device, self._cache_dir))
             try:
-                workspace = run_stages(
-                    request, device=self._device, cache_dir=self._cache_dir, emit=emit, should_stop=self._should_stop, workspace=workspace
-                )
-                kept = (request.config, workspace)
+                run_stages(request, kept[1], emit, self._should_stop)
             except TrialCodeError as error:
-                kept = None
-                yield index, error
+                yield index, error.with_traceback(None)
             else:
                 yield index, None
 

@@ -63,6 +63,7 @@ class FullFinetune:
     def _run(self) -> tuple[State, dict[str, Any]]:
         workspace = self._workspace
         steps_per_epoch = max(1, self._recipe.steps // workspace.config.final.epochs)
+        workspace.forget()  # so that time and memory do not depend on what ran before
         memory = PeakMemory(workspace.device)
         started = shown = time.perf_counter()
         losses: list[Tensor] = []

@@ -105,13 +105,13 @@ _METHODS = (
     ),
     Method(
         "linear_probe",
-        "logistic regression on the frozen features (Radford et al. 2021; Kumar et al. 2022); its strength is chosen on held-out TRAIN",
+        "logistic regression on the frozen features (Radford et al. 2021; Kumar et al. 2022); its strength is chosen on held-out TRAIN (reconstructed)",
         _at_base(_PLAIN, start="linear_probe", trained="nothing"),
         tunes_lr=False,
     ),
     Method(
         "lp_ft",
-        "full fine-tuning from the linear probe's head: LP-FT (Kumar et al. 2022, arXiv 2202.10054)",
+        "full fine-tuning from the linear probe's head: LP-FT (Kumar et al. 2022, arXiv 2202.10054); the probe's choice of strength reconstructed",
         _at_base(_PLAIN, start="linear_probe"),
     ),
     Method(
@@ -124,7 +124,7 @@ _METHODS = (
     Method(
         "ftp",
         "every tensor projected into a ball around its zero-shot value, whose radius is learned while training: FTP (Tian et al. 2023, arXiv "
-        "2310.19182), strongest setting k = 1, no weight decay",
+        "2310.19182), strongest setting k = 1, no weight decay, over AdamW; its radii's rate scaled with the learning rate: reconstructed",
         _at_base(_PLAIN, constraint="ftp", weight_decay=0.0),
         _knobs(strength=Knob(low=0.0, high=1.0)),
     ),
@@ -136,7 +136,8 @@ _METHODS = (
     ),
     Method(
         "spd",
-        "decay towards the zero-shot weights, only where the last step worked against it: SPD (Tian et al. 2024, arXiv 2411.01713)",
+        "decay towards the zero-shot weights, only where the last step worked against it: SPD (Tian et al. 2024, arXiv 2411.01713); its strength "
+        "reconstructed",
         _at_base(_PLAIN, constraint="spd", weight_decay=0.0),
         _knobs(strength=Knob(low=0.0, high=1.0)),
     ),
@@ -158,19 +159,22 @@ _METHODS = (
     ),
     Method(
         "ldifs",
-        "10 times the squared distance of intermediate features to the zero-shot model's: LDIFS (Mukhoti et al. 2024, arXiv 2308.13320)",
+        "10 times the squared distance of intermediate features to the zero-shot model's: LDIFS (Mukhoti et al. 2024, arXiv 2308.13320); "
+        "which features, of towers other than a ViT: reconstructed",
         _at_base({"cross_entropy": 1.0, "ldifs": 10.0}),
         _knobs(loss_weight__ldifs=_log(1.0, 100.0)),
     ),
     Method(
         "car_ft",
-        "the divergence of context predictions from the zero-shot model's: CAR-FT (Mao et al. 2024, arXiv 2211.16175), strength 1",
+        "the divergence of context predictions from the zero-shot model's: CAR-FT (Mao et al. 2024, arXiv 2211.16175), strength 1; its "
+        "contexts reconstructed",
         _at_base({"cross_entropy": 1.0, "car_ft": 1.0}),
         _knobs(loss_weight__car_ft=_log(0.1, 10.0)),
     ),
     Method(
         "lipsum_ft",
-        "the change of similarities to random texts: Lipsum-FT (Nam et al. 2024, arXiv 2404.00860), strength 1, no weight decay",
+        "the change of similarities to random texts: Lipsum-FT (Nam et al. 2024, arXiv 2404.00860), strength 1, no weight decay; the pool of "
+        "texts reconstructed",
         _at_base({"cross_entropy": 1.0, "lipsum": 1.0}, weight_decay=0.0),
         _knobs(loss_weight__lipsum=_log(0.1, 10.0)),
     ),

@@ -28,7 +28,7 @@ from autoft.optim import TEXT, layer_names
 from autoft.report import write_report
 from autoft.search import FINISHED_STATES, RUN_ATTRIBUTE, Coordinator, count_finished, study_id
 from autoft.search_space import Hyperparameters
-from autoft.stages import StageRequest, all_splits, run_stages, stage_result, trained_methods
+from autoft.stages import StageRequest, all_splits, load_workspace, run_stages, stage_result, trained_methods
 from autoft.trials_table import search_summary, trial_seconds, write_trials
 
 VERSIONED = ("autoft", "torch", "open_clip_torch", "timm", "optuna", "ray", "sqlalchemy", "numpy")
@@ -170,7 +170,7 @@ def run_finetune(
     run_dir.mkdir(parents=True, exist_ok=True)
     write_inputs(inputs, run_dir)
     observe({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
-    run_stages(stage_request(inputs, run_dir, methods), device=device, cache_dir=cache_dir, emit=observe, should_stop=should_stop)
+    run_stages(stage_request(inputs, run_dir, methods), load_workspace(inputs.config, device, cache_dir), observe, should_stop)
     final = stage_result(run_dir, "final") or {}
     summary = {
         **summary_of_stages(inputs, run_dir, methods),

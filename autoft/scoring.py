@@ -8,7 +8,6 @@ import torch
 from autoft.batch_norm import reestimate_batch_norm
 from autoft.finetune import Step
 from autoft.models import copy_state, interpolate, zero_shot_head
-from autoft.models.state import State
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace
 
@@ -23,19 +22,25 @@ def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step
     BatchNorm statistics of averaged weights are estimated again. Leaves the model in evaluation mode.
     """
     hp, model = hyperparameters, workspace.model.eval()
-    trained: State | None = None
-    if step.average is not None or hp.alpha != 1.0:
-        trained = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    if trained is not None and step.average is not None:
-        copy_state(model, {**trained, **step.average})
-    refresh_head(workspace, hp)
-    if hp.alpha != 1.0:
-        copy_state(model, interpolate(workspace.zero_shot.tensors, model.state_dict(), hp.alpha))
-    if trained is not None:
-        reestimate_batch_norm(workspace)
-    yield
-    if trained is not None:
-        copy_state(model, trained)
+    averaged = step.average is not None or hp.alpha != 1.0
+    changed = model if averaged else model.head
+    trained = {name: tensor.detach().clone() for name, tensor in changed.state_dict().items()} if averaged or _rebuilds_head(hp) else None
+    try:
+        if trained is not None and step.average is not None:
+            copy_state(model, {**trained, **step.average})
+        refresh_head(workspace, hp)
+        if hp.alpha != 1.0:
+            copy_state(model, interpolate(workspace.zero_shot.tensors, model.state_dict(), hp.alpha))
+        if step.average is not None or 0.0 < hp.alpha < 1.0:
+            reestimate_batch_norm(workspace)
+        yield
+    finally:
+        if trained is not None:
+            copy_state(changed, trained)
+
+
+def _rebuilds_head(hyperparameters: Hyperparameters) -> bool:
+    return not HEAD_TERMS & hyperparameters.loss_weights.keys() and hyperparameters.trained == "all"
 
 
 @torch.no_grad()
@@ -44,8 +49,7 @@ def refresh_head(workspace: Workspace, hyperparameters: Hyperparameters) -> None
 
     Goyal et al. 2023, arXiv 2212.00638. Otherwise the head stays. Leaves the model in evaluation mode.
     """
-    hp = hyperparameters
-    if HEAD_TERMS & hp.loss_weights.keys() or hp.trained != "all":
+    if not _rebuilds_head(hyperparameters):
         return
     model = workspace.model.eval()
     head = zero_shot_head(model.clip, workspace.loaded.tokenizer, workspace.data.classes.names, workspace.config.data.templates)

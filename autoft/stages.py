@@ -4,6 +4,8 @@ A stage leaves `stages/NAME.json` with the key it was computed from; the same ke
 the last stage only, and once for each model.
 """
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +17,8 @@ from autoft.batch_norm import reestimate_batch_norm
 from autoft.config import Metric, StudyConfig, section_hash
 from autoft.core_features import core_beta
 from autoft.data import Split
-from autoft.errors import Interrupted
-from autoft.evaluate import score_predictions
+from autoft.errors import Interrupted, TrialCodeError
+from autoft.evaluate import NonFiniteScore, score_predictions
 from autoft.files import read_json, write_json
 from autoft.finetune import final_recipe
 from autoft.full_finetune import Emit, FullFinetune
@@ -27,6 +29,8 @@ from autoft.models.state import State
 from autoft.search_space import Hyperparameters
 from autoft.wise_ft import interpolator
 from autoft.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +56,45 @@ class StageRequest:
     with_zero_shot: bool = True
 
 
-def run_stages(
-    request: StageRequest, *, device: str, cache_dir: Path, emit: Emit, should_stop: Callable[[], bool], workspace: Workspace | None = None
-) -> Workspace:
+def load_workspace(config: StudyConfig, device: str, cache_dir: Path) -> Workspace:
+    """What `run_stages` works on: the model, and every set of the study."""
+    return Workspace.load(config, device, cache_dir, splits=all_splits(config))
+
+
+def run_stages(request: StageRequest, workspace: Workspace, emit: Emit, should_stop: Callable[[], bool]) -> None:
     """Run every stage that is not done yet.
 
     Args:
-        workspace: of an earlier call with the same `request.config`, to save loading it again.
-
-    Returns:
-        The workspace, for the next call.
+        workspace: of `request.config`, with all its sets; can be used again afterwards, whatever was raised.
 
     Raises:
-        TrialCodeError: a fine-tune diverged.
+        TrialCodeError: a fine-tune diverged, or a model's predictions are not finite.
         Interrupted: `should_stop()` said so.
         OSError: the disk is full.
     """
-    if workspace is None:
-        workspace = Workspace.load(request.config, device, cache_dir, splits=all_splits(request.config))
-    stages = _Stages(request, workspace, emit, should_stop)
-    for method, hyperparameters in (*request.methods.items(), *(request.soup_with or {}).items()):
+    try:
+        _run_stages(_Stages(request, workspace, emit, should_stop), request)
+    except NonFiniteScore as error:
+        raise TrialCodeError(f"a model of {', '.join(request.methods)} cannot be scored: {error}") from None
+
+
+def _run_stages(stages: "_Stages", request: StageRequest) -> None:
+    for method, hyperparameters in request.methods.items():
         stages.train(method, hyperparameters)
+    members = list(request.methods)[:1]
+    for method, hyperparameters in (request.soup_with or {}).items():
+        try:
+            stages.train(method, hyperparameters)
+            members.append(method)
+        except TrialCodeError as error:  # a soup does without it; the fine-tune it is to improve must not suffer
+            logger.warning("%s; it is left out of the soup", error)
     if request.config.wise_ft is not None and request.wise_ft_of is not None:
         stages.wise_ft(request.wise_ft_of)
     if request.soup_with is not None:
-        stages.soup([next(iter(request.methods)), *request.soup_with])
+        stages.soup(members)
     if request.validated:
         stages.validate()
     stages.evaluate()
-    return workspace
 
 
 def all_splits(config: StudyConfig) -> list[str]:
@@ -194,7 +208,10 @@ class _Stages:
             self.check_stop("while mixing a soup")
             copy_state(workspace.model, state)
             reestimate_batch_norm(workspace)
-            return workspace.score(judge)
+            try:
+                return workspace.score(judge)
+            except NonFiniteScore:
+                return math.nan  # keeps it out
 
         loaders = [partial(read_state, self._run_dir / "checkpoints" / name, workspace.device) for name in members]
         uniform = score(uniform_soup(loaders))

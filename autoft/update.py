@@ -2,11 +2,12 @@
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from autoft.config import Constraint
 from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
 from autoft.models.averaging import beta_weight, update_average
@@ -37,6 +38,7 @@ class Update:
         self.average: dict[str, Tensor] | None = None
         self._workspace, self._hp, self._total_steps = workspace, hyperparameters, total_steps
         self._parameters = trainable_parameters(workspace.model)
+        self._seen: float | None = None  # sum of the weights in the average so far
 
     @classmethod
     def of(
@@ -88,8 +90,11 @@ class Update:
         state = _floating(self._workspace.model.state_dict())
         if self.average is None:
             self.average = {name: tensor.clone() for name, tensor in _floating(self._workspace.zero_shot.tensors).items()}
-        seen = sum(beta_weight(earlier, self._total_steps, BETA) for earlier in range(step + 2))
-        update_average(list(self.average.values()), [state[name] for name in self.average], beta_weight(step + 1, self._total_steps, BETA) / seen)
+        if self._seen is None:
+            self._seen = sum(beta_weight(earlier, self._total_steps, BETA) for earlier in range(step + 1))
+        weight = beta_weight(step + 1, self._total_steps, BETA)
+        self._seen += weight
+        update_average(list(self.average.values()), [state[name] for name in self.average], weight / self._seen)
 
 
 def _floating(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +130,9 @@ def _optimizer(
         return FTP(base, named.items(), anchor, k=hp.strength, mu=hp.mu, mu_reference_lr=hp.mu_reference_lr, exclude=exclude)
     if hp.constraint == "tpgm":
         return TPGM(base, named.items(), anchor, mu=hp.mu, exclude=exclude)
-    return SPD(base, named.items(), anchor, strength=hp.strength)
+    if hp.constraint == "spd":
+        return SPD(base, named.items(), anchor, strength=hp.strength)
+    raise ConfigError(f"constraint = {hp.constraint!r} must be one of {', '.join(get_args(Constraint))}")
 
 
 def _largest_gradients(

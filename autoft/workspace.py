@@ -144,6 +144,11 @@ class Workspace:
             self.sets[name] = DeviceImages(images, self.device)
         return self.sets[name]
 
+    def forget(self) -> None:
+        """Drop what was made on the way, the images of evaluation sets on the device among it; it is made again when it is needed."""
+        self.sets.clear()
+        self.cached.clear()
+
     @torch.no_grad()
     def logits(self, name: str) -> Tensor:
         """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode.

@@ -15,6 +15,7 @@ from autoft.losses import LOSS_TERMS
 from autoft.models import state_digest
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, all_splits, run_stages, trained_methods
+from autoft.stages import load_workspace as stage_workspace
 from autoft.trial import TrialResult, run_trial
 from autoft.workspace import Workspace
 from tests.studies import write_study
@@ -74,7 +75,7 @@ def stages(
         fingerprint="f" * 16,
         versions={"autoft": "0"},
     )
-    run_stages(request, device="cpu", cache_dir=folder / "cache", emit=events.append, should_stop=should_stop)
+    run_stages(request, stage_workspace(config, "cpu", folder / "cache"), events.append, should_stop)
     return events
 
 

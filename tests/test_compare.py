@@ -1,7 +1,9 @@
 """`autoft compare` on a tiny study: one rule for all methods, resumable, and every figure where it belongs."""
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from autoft.cli.main import main
 from autoft.compare import COMPARED, LR_FACTOR, check_methods, comparison_config, tuning_space
 from autoft.comparison.records import read_comparison
 from autoft.config import StudyConfig, load_config
-from autoft.errors import ConfigError
+from autoft.errors import ConfigError, TrialCodeError
+from autoft.losses import TERMS
 from autoft.methods import METHODS, Setting
 from tests.studies import write_study
 
@@ -106,6 +109,7 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
 def _check_budget(comparison: Any) -> None:
     used = {method.name: method.tuning_evaluations for method in comparison.methods}
     assert used.pop("zero_shot") == 0 and used.pop("linear_probe") == 1
+    assert used.pop("wise_ft") == 2 + 2 and used.pop("soup") == 2 + 3  # plain fine-tuning's, and their own looks at VAL_OOD
     assert set(used.values()) == {2}
     scored = {method.name: len(method.tuning_scores) for method in comparison.methods}
     assert scored["finetune"] == scored["saft"] == scored["autoft"] == 2
@@ -120,7 +124,7 @@ def test_interrupted_after_a_few_trainings_it_ends_the_same(study: Path, home: P
     whole = json.loads(capsys.readouterr().out)
     stop = _StopAfter(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoft.compare.Comparer._finish", stop.wrap())
+        patch.setattr("autoft.compare.records.Records.write", stop.wrap())
         patch.setenv("AUTOFT_STORAGE_URL", f"sqlite:///{home / 'other.db'}")
         assert main(["compare", str(study), "--runs", str(home / "b"), *methods]) == Interrupted("").exit_code
     capsys.readouterr()
@@ -137,10 +141,10 @@ class _StopAfter:
         self.count = count
 
     def wrap(self) -> Callable[..., None]:
-        from autoft.compare import Comparer
+        from autoft.compare.records import Records
         from autoft.errors import Interrupted
 
-        finish = Comparer._finish
+        finish = Records.write
 
         def wrapped(*args: Any) -> None:
             finish(*args)
@@ -149,3 +153,74 @@ class _StopAfter:
                 raise Interrupted("stopped by the test")
 
         return wrapped
+
+
+def test_a_training_is_kept_whatever_else_is_compared_later(study: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer methods, then more again, train nothing that was trained; more evaluations change no run whose setting stays."""
+    flags = ["--seeds", "1", "--runs", str(home / "runs"), "--json", *QUICK]
+    for methods in ("finetune,wise_ft,saft", "finetune", "finetune,wise_ft,saft"):
+        os.environ["AUTOFT_STORAGE_URL"] = f"sqlite:///{home / 'studies.db'}"
+        assert main(["compare", str(study), "--methods", methods, *flags]) == 0
+        capsys.readouterr()
+        cells = home / "runs" / "tiny-compare" / "cells"
+        times = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+        if methods == "finetune,wise_ft,saft" and "before" not in locals():
+            before = times
+    assert times == before and set(times) == {"finetune-0.json", "wise_ft-0.json", "saft-0.json"}
+
+
+def test_a_diverging_member_spoils_neither_plain_fine_tuning_nor_the_soup(
+    study: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoft.full_finetune import FullFinetune
+
+    run = FullFinetune.run
+
+    def diverging(self: FullFinetune) -> Any:
+        if self._method == "soup-2":
+            raise TrialCodeError("the full fine-tune of soup-2 diverged")
+        return run(self)
+
+    monkeypatch.setattr(FullFinetune, "run", diverging)
+    flags = ["--methods", "finetune,wise_ft,soup,saft", "--seeds", "1", "--runs", str(home / "runs"), "--json", *QUICK]
+    assert main(["compare", str(study), *flags]) == 0
+    capsys.readouterr()
+    comparison = read_comparison(home / "runs" / "tiny-compare" / "comparison.json")
+    assert all(found.error is None and found.evaluations for found in comparison.runs) and len(comparison.runs) == 4
+
+
+def test_a_run_that_diverges_is_recorded_by_name_and_the_others_go_on(
+    study: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoft.full_finetune import FullFinetune
+
+    run = FullFinetune.run
+
+    def diverging(self: FullFinetune) -> Any:
+        if self._method == "saft" and self._recipe.hyperparameters.seed == 1:
+            raise TrialCodeError("the full fine-tune of saft diverged at lr 7")
+        return run(self)
+
+    monkeypatch.setattr(FullFinetune, "run", diverging)
+    assert main(["compare", str(study), "--methods", "finetune,saft", "--seeds", "2", "--runs", str(home / "runs"), *QUICK]) == 0
+    assert "saft" in capsys.readouterr().out.lower()
+    comparison = read_comparison(home / "runs" / "tiny-compare" / "comparison.json")
+    failed = [(found.method, found.seed, found.error) for found in comparison.runs if found.error]
+    assert failed == [("saft", 1, "the full fine-tune of saft diverged at lr 7")]
+    assert len([found for found in comparison.runs if found.evaluations]) == 3
+
+
+def test_a_method_that_cannot_be_tuned_does_not_stop_the_others(
+    study: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoft.losses import METHOD_TERMS
+
+    def broken(outputs: Any) -> Any:
+        raise ValueError("this term cannot be computed here")
+
+    monkeypatch.setitem(METHOD_TERMS, "lipsum", replace(METHOD_TERMS["lipsum"], compute=broken))  # type: ignore[arg-type]
+    monkeypatch.setattr("autoft.losses.TERMS", {**TERMS, "lipsum": METHOD_TERMS["lipsum"]})
+    assert main(["compare", str(study), "--methods", "finetune,lipsum_ft", "--seeds", "1", "--runs", str(home / "runs"), *QUICK]) == 0
+    assert "lipsum_ft FAILED" in capsys.readouterr().err
+    comparison = read_comparison(home / "runs" / "tiny-compare" / "comparison.json")
+    assert {found.method: found.error is None for found in comparison.runs} == {"finetune": True, "lipsum_ft": False}

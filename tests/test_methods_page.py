@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ import yaml
 
 from autoft.cli.finetune import _Given, _named_or_read
 from autoft.cli.main import build_parser
-from autoft.compare import COMPARED, LR_FACTOR, SOUP_MEMBERS, default_methods, tuned_with
+from autoft.compare.plan import COMPARED, LR_FACTOR, SOUP_MEMBERS, default_methods, tuned_with
 from autoft.comparison.records import json_rows
-from autoft.config import METHOD_TERM_NAMES, Knob, SearchSpaceConfig, load_config
+from autoft.config import METHOD_TERM_NAMES, Constraint, Knob, SearchSpaceConfig, load_config
+from autoft.config.knobs import EXTENDED_KNOBS
 from autoft.methods import METHODS, Setting, method_hyperparameters
 from autoft.models import load_checkpoint, read_state
 from autoft.models.delta import load_delta
@@ -131,7 +132,7 @@ def contained(found: Any, wanted: Any) -> bool:
 def test_the_figures_of_the_rule_are_the_codes(tmp_path: Path, tiny_vit: Path) -> None:
     args = build_parser().parse_args(["compare", "study.yaml"])
     low, high = LR_FACTOR
-    assert f"by default {args.evaluations}." in FLOWING and f"seeds 0 to {args.seeds - 1}." in FLOWING
+    assert f"by default {args.evaluations}." in FLOWING and f"seeds 0 to {args.seeds - 1}, the" in FLOWING
     assert f"over {low:g} to {high:g} times `base_lr`" in FLOWING and f"members: at most {SOUP_MEMBERS}" in FLOWING
     without, described = (
         work(default_methods(load_config(write_study(tmp_path / str(there), tiny_vit, **changes))), args)
@@ -148,13 +149,21 @@ def work(methods: tuple[str, ...], args: Any) -> tuple[int, int]:
     return (len(tuned) - len(probes)) * args.evaluations + len(probes), args.seeds * (len(tuned) - len(probes) + SOUP_MEMBERS - 1)
 
 
+def test_what_the_extended_preset_searches_is_listed() -> None:
+    listed = FLOWING[FLOWING.index("The preset `extended` adds") :].partition("search ")[2].partition(":")[0]
+    knobs = {kind if kind not in ("loss_weight", "use") else rest for kind, _, rest in (name.partition("/") for name in EXTENDED_KNOBS)}
+    assert set(quoted(listed)) == knobs and "(all but TPGM)" in listed
+    assert set(get_args(Constraint)) - set(EXTENDED_KNOBS["constraint"]["choices"]) == {"tpgm"}
+
+
 def test_the_keys_of_json_are_listed() -> None:
     listed = FLOWING[FLOWING.index("With `--json`, stdout is") :].partition(":")[2].partition(".")[0]
     assert quoted(listed) == list(json_rows(comparison())[0])
 
 
 def named_files() -> Iterator[str]:
-    yield from (span for span in quoted(PAGE) if re.fullmatch(r"(autoft|tests)/[\w/.]+", span))
+    text = re.sub(r"^```\w*\n.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
+    yield from (span for span in quoted(text) if re.fullmatch(r"(autoft|tests)/[\w/.]+", span))
 
 
 def test_the_files_it_names_are_there() -> None:

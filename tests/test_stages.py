@@ -406,7 +406,7 @@ def test_alpha_respects_the_direction_and_ties_go_to_the_fine_tuned_side(
 def test_no_test_set_is_scored_before_the_last_stage_and_each_model_scores_it_once(
     study: Any, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoft.stages import StageRequest, run_stages
+    from autoft.stages import StageRequest, load_workspace, run_stages
 
     now: list[str] = [""]
     scored: list[tuple[str, str]] = []
@@ -424,7 +424,7 @@ def test_no_test_set_is_scored_before_the_last_stage_and_each_model_scores_it_on
     config = study(evaluate__baselines=["finetune"])
     methods = {"final": hyperparameters(LR), "finetune": hyperparameters(LR)}
     request = StageRequest(config=config, run_dir=empty / "run", methods=methods, fingerprint="f" * 16, versions={})
-    run_stages(request, device="cpu", cache_dir=empty / "cache", emit=emit, should_stop=lambda: False)
+    run_stages(request, load_workspace(config, "cpu", empty / "cache"), emit, lambda: False)
     models = ["zero_shot", "final", "finetune", "wise_ft"]
     assert [pair for pair in scored if pair[1] in ("a", "b")] == [(f"evaluate-{model}", name) for model in models for name in ("a", "b")]
     assert {name for stage, name in scored if stage in ("final", "finetune")} == {"val_id", "val_ood"}

@@ -74,15 +74,16 @@ class StageWorker:
             yield event
 
     def _work(self, request: Any, device: str, threads: int, cache_dir: Path, events: Any) -> None:
-        from autoft.stages import run_stages
+        from autoft.errors import AutoFTError
+        from autoft.stages import load_workspace, run_stages
         from autoft.workspace import configure_torch
 
         configure_torch(threads)
         try:
-            kept = self._kept[1] if self._kept is not None and self._kept[0] == request.config else None
-            self._kept = None  # what is in it when stages fail is not known
-            workspace = run_stages(request, device=device, cache_dir=cache_dir, emit=events.put, should_stop=self._stop.is_set, workspace=kept)
-            self._kept = (request.config, workspace)
+            if self._kept is None or self._kept[0] != request.config:
+                self._kept = None  # before the next one is loaded
+                self._kept = (request.config, load_workspace(request.config, device, cache_dir))
+            run_stages(request, self._kept[1], events.put, self._stop.is_set)
         except Exception as error:
-            events.put(error)
+            events.put(error.with_traceback(None) if isinstance(error, AutoFTError) else error)
         events.put(None)

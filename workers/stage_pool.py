@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 STOP_SECONDS = 10.0  # what the actors are given to stop by themselves; what they have finished is kept in any case
+WAIT_WARNING_SECONDS = 60.0
 GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
 
 
@@ -57,6 +58,7 @@ class StagePool:
         self._requests: Sequence[StageRequest] = ()
         self._pending: deque[int] = deque()
         self._losses: list[int] = []
+        self._worked_at = time.monotonic()
 
     def run(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
         """Run all requests; yields each one's position when it has ended, with the error if its fine-tune diverged.
@@ -77,6 +79,7 @@ class StagePool:
                         worker.actor.stop.remote()
                 if deadline == math.inf:
                     self._assign(target)
+                    self._warn_of_waiting()
                 elif time.monotonic() > deadline or not self._busy():
                     raise Interrupted("stopped after the search")
                 yield from self._listen(emit)
@@ -85,10 +88,19 @@ class StagePool:
                 ray.kill(worker.actor)
             self._workers.clear()
 
+    def _warn_of_waiting(self) -> None:
+        now = time.monotonic()
+        if any(worker.events is not None for worker in self._workers):
+            self._worked_at = now
+        elif now - self._worked_at > WAIT_WARNING_SECONDS:
+            logger.warning("no worker has had room for %d s; the cluster has %s", now - self._worked_at, ray.cluster_resources())
+            self._worked_at = now
+
     def _busy(self) -> bool:
         return any(worker.index >= 0 for worker in self._workers)
 
     def _assign(self, target: int) -> None:
+        self._take_back()
         while self._pending:
             worker = next((worker for worker in self._workers if worker.index < 0), None)
             if worker is None and len(self._workers) >= target:
@@ -99,8 +111,19 @@ class StagePool:
             worker.index = self._pending.popleft()
             worker.sees = worker.actor.sees.remote(self._requests[worker.index].run_dir / "study.yaml")
 
+    def _take_back(self) -> None:
+        """A request whose actor has found no room goes to an idle actor instead: the cluster may have shrunk for good."""
+        for waiting in [worker for worker in self._workers if worker.index >= 0 and worker.sees is not None]:
+            if not self._pending and any(worker.index < 0 for worker in self._workers):
+                self._pending.appendleft(waiting.index)
+                ray.kill(waiting.actor)
+                self._workers.remove(waiting)
+
     def _listen(self, emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
         by_reference = {worker.waiting_for: worker for worker in self._workers if worker.index >= 0}
+        if not by_reference:
+            time.sleep(0.2)
+            return
         ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=0.2)
         for reference in ready:
             worker = by_reference[reference]

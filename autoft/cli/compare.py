@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autoft.cli.launch import check_flags, connect_workers
+from autoft.cli.launch import check_flags, connect_workers, is_known
 from autoft.cli.runtime import StopSignal, cache_dir, storage_url
 from autoft.config import StudyConfig, load_config
 from autoft.errors import Interrupted, StudyLocked
@@ -57,6 +57,7 @@ def _compare(config: StudyConfig, plan: Any, args: argparse.Namespace, stop: Sto
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
         view({"event": "preparing", "study": config.study, "storage": url.safe})
+        is_known(url, config.study)  # an unreachable database is reported before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         view({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
         stack.enter_context(_alone(run_dir))
@@ -117,6 +118,8 @@ class View:
                 return f"tuned {event['method']} ({self._trials} evaluation{'s' if self._trials != 1 else ''}): best {self._text(event['best'])} on VAL_OOD"
             case "trial_retried":
                 return f"{self._method}: trial {event['trial']} was lost ({event['message']}) and runs again"
+            case "method_failed":
+                return f"{event['method']} FAILED: {event['error']}"
             case "cells":
                 self._done, self._of = event["done"], event["of"]
                 return f"{self._done} of {self._of} trainings are done"

@@ -4,9 +4,9 @@ import argparse
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoft.cli.runtime import StopSignal, cache_dir
 from autoft.config import (
@@ -23,6 +23,7 @@ from autoft.config import (
     Trained,
     load_config,
 )
+from autoft.config.knobs import check_together
 from autoft.errors import ConfigError
 from autoft.search_space import Hyperparameters
 
@@ -57,6 +58,11 @@ class _Given(BaseModel):
     start: Start = "zero_shot"
     trained: Trained = "all"
     drm_beta: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_together(self.model_dump(), {})
+        return self
 
 
 def finetune(args: argparse.Namespace) -> int:

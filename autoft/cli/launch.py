@@ -56,7 +56,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
         view({"event": "preparing", "study": config.study, "storage": url.safe})
-        known = _is_known(url, config.study)  # an unreachable database is reported before images are decoded
+        known = is_known(url, config.study)  # an unreachable database is reported before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=False)) if known else None
         if handle is not None and is_complete(inputs, handle.study, run_dir):
@@ -103,7 +103,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--runs {args.runs}: {folder} is not a folder that can be written")
 
 
-def _is_known(url: Any, study: str) -> bool:
+def is_known(url: Any, study: str) -> bool:
     """Whether the database has a study of that name. Raises StorageError if it cannot be reached."""
     from storage import load_study_readonly
 

@@ -23,22 +23,24 @@ Averaging = Literal["none", "beta"]
 MaskReduction = Literal["abs_of_sum", "sum_of_abs"]
 KnobValue = bool | int | float | str
 
+TINY = 1e-12  # stands for "above 0"
+
 # Fields of Hyperparameters that a knob may set, with the values they can have: bounds for numbers, else the choices.
 KNOB_FIELDS: Mapping[str, tuple[float, float] | tuple[str, ...]] = {
-    "lr": (0.0, math.inf),
+    "lr": (TINY, math.inf),
     "weight_decay": (0.0, math.inf),
     "constraint": get_args(Constraint),
     "strength": (0.0, 1.0),
     "mu": (0.0, math.inf),
-    "mu_reference_lr": (0.0, math.inf),
-    "density": (0.0, 1.0),
+    "mu_reference_lr": (TINY, math.inf),
+    "density": (TINY, 1.0),
     "mask_batches": (1, math.inf),
     "mask_reduction": get_args(MaskReduction),
     "optimizer": get_args(OptimizerName),
     "momentum": (0.0, 0.9999),
     "beta2": (0.0, 0.99999),
     "schedule": get_args(ScheduleName),
-    "layer_decay": (0.0, 1.0),
+    "layer_decay": (TINY, 1.0),
     "label_smoothing": (0.0, 0.9999),
     "margin": (0.0, 10.0),
     "averaging": get_args(Averaging),
@@ -105,6 +107,18 @@ def check_fixed(fixed: Mapping[str, Any], terms: tuple[str, ...]) -> None:
                 raise ValueError(str(error).replace("knobs.", "fixed.").replace("needs choices out of", "must be one of")) from None
 
 
+def check_together(fixed: Mapping[str, Any], knobs: Mapping[str, Knob]) -> None:
+    """Raise ValueError where a search could draw two values that cannot go together."""
+
+    def possible(name: str) -> tuple[Any, ...]:
+        return knobs[name].choices if name in knobs else (fixed.get(name),)
+
+    if "saft" in possible("constraint") and "sgd" in possible("optimizer"):
+        conditional = any(knobs[name].when for name in ("constraint", "optimizer") if name in knobs)
+        if not conditional:
+            raise ValueError("optimizer sgd and constraint saft cannot go together: SAFT's optimizer is AdamW; leave one out, or give a condition")
+
+
 def _check_weights(weights: Any, terms: tuple[str, ...]) -> None:
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"fixed.loss_weights: {weights!r} is no mapping of loss terms to weights")
@@ -139,7 +153,7 @@ def _weight(term: MethodTermName) -> dict[str, dict[str, Any]]:
 # Reconstructed: no source has searched these together. Ranges hold the published values of each method well inside.
 EXTENDED_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "label_smoothing": {"low": 0.0, "high": 0.2},
-    "schedule": {"choices": ("constant", "cosine", "linear")},
+    "schedule": {"choices": ("cosine", "linear")},  # not constant: it would be the full fine-tune's too, where it is a handicap
     "layer_decay": {"low": 0.5, "high": 1.0},
     "momentum": {"choices": (0.0, 0.5, 0.8, 0.9, 0.95)},
     "alpha": {"choices": (0.4, 0.6, 0.8, 1.0)},

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from autoft.config.base import Section
 from autoft.config.datasets import DataConfig
 from autoft.config.drm import DrmConfig, drm_fields, without_drm_knobs
-from autoft.config.knobs import EXTENDED_KNOBS, METHOD_TERM_NAMES, Knob, ScheduleName, check_fixed, check_knobs
+from autoft.config.knobs import EXTENDED_KNOBS, METHOD_TERM_NAMES, Knob, ScheduleName, check_fixed, check_knobs, check_together
 
 LossTermName = Literal[
     "cross_entropy", "hinge", "entropy", "confidence_minimization", "contrastive", "l1_zero", "l2_zero", "l1_init", "l2_init"
@@ -150,6 +150,11 @@ class SearchSpaceConfig(Section):
                 raise ValueError(f"loss_weights.{term} has a range, but {why}")
         check_knobs(self.knobs, ALL_TERM_NAMES)
         check_fixed(self.fixed, ALL_TERM_NAMES)
+        check_together(self.fixed, self.knobs)
+        own = {"lr", "weight_decay", *(f"loss_weight/{term}" for term in self.searched_terms)}
+        twice = sorted(own & self.knobs.keys())
+        if twice:
+            raise ValueError(f"knobs.{twice[0]} is searched already; set lr_factor, weight_decay or loss_weights.TERM instead")
         return self
 
     @property
