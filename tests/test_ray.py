@@ -24,12 +24,14 @@ from autoft.journal import Journal
 from autoft.pipeline import prepare, run_pipeline
 from autoft.search import Coordinator, study_id
 from autoft.search_space import Hyperparameters
+from autoft.stages import StageRequest
 from storage import list_studies, parse_storage_url
 from tests.launching import outcome
 from tests.studies import write_study
-from workers import ray_executor
+from workers import ray_executor, stage_pool
 from workers.cluster import WorkerSpec, cluster, plan_workers
 from workers.ray_executor import RayExecutor
+from workers.stage_pool import StagePool, StageRoom
 
 Event = dict[str, Any]
 FLAGS = ["--threads-per-worker", "1", "--device", "cpu"]
@@ -226,6 +228,51 @@ def test_stages_survive_their_worker_and_stop_when_told(connected: None, config:
     assert summary["wise_ft"] == reference["wise_ft"]
     weights = "checkpoints/final/open_clip_model.safetensors"
     assert (tmp_path / "disturbed" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
+
+
+def test_many_requests_run_side_by_side_and_one_goes_on_elsewhere_when_its_worker_is_killed(
+    connected: None, config: StudyConfig, cache: Path, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"final": config.final.model_copy(update={"epochs": 6})})
+    names = ("a", "b", "c")
+
+    def requests(folder: str) -> list[StageRequest]:
+        made = []
+        for seed, name in enumerate(names):
+            hp = Hyperparameters(lr=1e-3, weight_decay=0.1, loss_weights={"cross_entropy": 1.0}, seed=seed)
+            run_dir = tmp_path / folder / name
+            run_dir.mkdir(parents=True)
+            (run_dir / "study.yaml").write_text("here")
+            made.append(StageRequest(config=config, run_dir=run_dir, methods={"final": hp}, fingerprint="f" * 16, versions={}))
+        return made
+
+    killed: list[int] = []
+
+    def disturb(event: Event) -> None:
+        if event["event"] == "epoch_ended" and event["epoch"] == 2 and not killed:
+            killed.append(actor_pids("StageWorker.run")[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    here, there = requests("here"), requests("there")
+    executor = RayExecutor(config, spec(2), cache, never)
+    assert sorted(executor.run_all_stages(there, disturb)) == [(0, None), (1, None), (2, None)] and killed
+    local = InProcessExecutor(config, device="cpu", threads=1, cache_dir=cache, should_stop=never)
+    assert list(local.run_all_stages(here, lambda event: None)) == [(0, None), (1, None), (2, None)]
+    for one, other in zip(here, there, strict=True):
+        files = [request.run_dir / "checkpoints" / "final" / "open_clip_model.safetensors" for request in (one, other)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_request_bound_to_an_actor_without_room_goes_to_one_that_is_idle() -> None:
+    """A cluster that has lost a node for good cannot start the actor that was to take its place."""
+    pool = StagePool(StageRoom(cpus=1, gpus=0.0, device="cpu"), Path(), never, lambda: 2)
+    killed: list[Any] = []
+    idle, stuck = stage_pool._Worker("idle"), stage_pool._Worker("stuck", index=7, sees="never answered")
+    pool._workers = [idle, stuck]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_pool.ray, "kill", killed.append)
+        pool._take_back()
+    assert killed == ["stuck"] and pool._workers == [idle] and list(pool._pending) == [7]
 
 
 def study_like(study: optuna.Study) -> optuna.Study:
