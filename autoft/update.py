@@ -30,12 +30,14 @@ class Update:
     """The optimizer of one fine-tune and what goes with it. Nothing here waits for the device.
 
     optimizer: as built from the hyperparameters; its state is part of the training state.
-    average: moving average of the floating entries of the model's state by name, once there was a step; None without averaging.
+    average: moving average of the floating entries of the model's state by name, from the start on; None without averaging.
     """
 
     def __init__(self, workspace: Workspace, hyperparameters: Hyperparameters, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
         self.optimizer = optimizer
         self.average: dict[str, Tensor] | None = None
+        if hyperparameters.averaging == "beta":
+            self.average = {name: tensor.clone() for name, tensor in _floating(workspace.model.state_dict()).items()}
         self._workspace, self._hp, self._total_steps = workspace, hyperparameters, total_steps
         self._parameters = trainable_parameters(workspace.model)
         self._seen: float | None = None  # sum of the weights in the average so far
@@ -88,8 +90,7 @@ class Update:
 
     def _average(self, step: int) -> None:
         state = _floating(self._workspace.model.state_dict())
-        if self.average is None:
-            self.average = {name: tensor.clone() for name, tensor in _floating(self._workspace.zero_shot.tensors).items()}
+        assert self.average is not None
         if self._seen is None:
             self._seen = sum(beta_weight(earlier, self._total_steps, BETA) for earlier in range(step + 1))
         weight = beta_weight(step + 1, self._total_steps, BETA)
@@ -125,6 +126,8 @@ def _optimizer(
         kept = _largest_gradients(workspace, hp, named, gradients) if state is None else kept_indices(state)
         return SparseAdamW(named_groups(base.param_groups, named.items()), kept, betas=(hp.momentum, hp.beta2))
     anchor = {name: workspace.zero_shot.tensors[name] for name in named}
+    if hp.start == "linear_probe":  # the zero-shot head is not where this one starts
+        anchor |= {name: parameter.detach().clone() for name, parameter in named.items() if name.startswith("head.")}
     exclude = [pattern for pattern in HEAD_PARAMETERS if fnmatch.filter(named, pattern)]
     if hp.constraint == "ftp":
         return FTP(base, named.items(), anchor, k=hp.strength, mu=hp.mu, mu_reference_lr=hp.mu_reference_lr, exclude=exclude)

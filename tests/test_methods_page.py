@@ -54,7 +54,7 @@ def test_the_table_has_every_method_once() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_a_row_has_its_methods_source(name: str) -> None:
+def test_a_row_has_its_methods_source(name: Any) -> None:
     """The numbers of `Method.source`, and of others one that is somewhere in the code: none is made up."""
     found = set(ARXIV.findall(ROWS[name][3]))
     if name in METHODS and ARXIV.search(METHODS[name].source):
@@ -64,7 +64,7 @@ def test_a_row_has_its_methods_source(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_row_has_what_is_tuned_with_its_range(name: str) -> None:
+def test_a_row_has_what_is_tuned_with_its_range(name: Any) -> None:
     """Of one weight that trains, so that L2-SP's range is what its row multiplies."""
     knobs = METHODS[name].knobs(SETTING)
     assert quoted(ROWS[name][2]) == list(knobs)
@@ -76,7 +76,7 @@ def range_text(knob: Knob) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_what_is_reconstructed_is_said(name: str) -> None:
+def test_what_is_reconstructed_is_said(name: Any) -> None:
     assert ROWS[name][4] or not METHODS[name].reconstructed
 
 
@@ -144,7 +144,7 @@ def test_the_figures_of_the_rule_are_the_codes(tmp_path: Path, tiny_vit: Path) -
 
 def work(methods: tuple[str, ...], args: Any) -> tuple[int, int]:
     """Tuning trials and full fine-tunes of a comparison."""
-    tuned = {name for method in methods if (name := tuned_with(method)) is not None}
+    tuned: set[Any] = {name for method in methods if (name := tuned_with(method)) is not None}
     probes = {name for name in tuned if name in METHODS and not METHODS[name].tunes_lr}
     return (len(tuned) - len(probes)) * args.evaluations + len(probes), args.seeds * (len(tuned) - len(probes) + SOUP_MEMBERS - 1)
 

@@ -25,7 +25,8 @@ def compare(args: argparse.Namespace) -> int:
     from autoft.compare import Plan, check_methods, comparison_config, default_methods
 
     config = comparison_config(load_config(args.study, args.set), args.evaluations)
-    methods = check_methods(args.methods.split(","), config) if args.methods else default_methods(config)
+    names = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
+    methods = default_methods(config) if names is None else check_methods(names, config)
     plan = Plan(methods=methods, seeds=args.seeds, evaluations=args.evaluations, keep=args.keep_checkpoints)
     stop = StopSignal()
     again = f"Nothing is lost. Go on with: {shlex.join(['autoft', *sys.argv[1:]])}"

@@ -2,14 +2,16 @@
 
 import argparse
 import contextlib
+import difflib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoft.cli.runtime import StopSignal, cache_dir
 from autoft.config import (
+    ALL_TERM_NAMES,
     METHOD_NAMES,
     Averaging,
     Constraint,
@@ -35,7 +37,7 @@ class _Given(BaseModel):
 
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    loss_weights: dict[LossTermName | MethodTermName, float] = Field(min_length=1)
+    loss_weights: dict[LossTermName | MethodTermName, Annotated[float, Field(ge=0)]] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     layer_lr: dict[str, float] = {}
     layer_weight_decay: dict[str, float] = {}
@@ -109,11 +111,32 @@ def _named_or_read(text: str) -> tuple[str, Hyperparameters | None]:
         raise ConfigError(f"--hyperparameters {text}: neither a file nor a built-in configuration; built in are {', '.join(METHOD_NAMES)}")
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document, dict) and "search" in document:  # a run's summary.json
-            document = document["search"]["best_trial"]["hyperparameters"]
+        if not isinstance(document, dict):
+            raise ConfigError(f"--hyperparameters {text} must be a JSON object with lr, weight_decay, loss_weights and what else is wanted")
+        if "search" in document or "final" in document:  # a run's summary.json
+            chosen = document.get("search", {}).get("best_trial", {}).get("hyperparameters") or document.get("final", {}).get("hyperparameters")
+            if not chosen:
+                raise ConfigError(f"--hyperparameters {text} is a summary without hyperparameters of a best trial or of a final fine-tune")
+            document = chosen
         return path.stem, Hyperparameters(**_Given.model_validate(document).model_dump())
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"--hyperparameters {text}: {mistakes}") from None
+        raise ConfigError(f"--hyperparameters {text}: {'; '.join(dict.fromkeys(map(_mistake, error.errors())))}") from None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--hyperparameters {text} is not a JSON file of hyperparameters or a run's summary.json: {error}") from None
+
+
+def _mistake(item: Any) -> str:
+    """One thing that is wrong with a hyperparameters file: field, value, what would be valid."""
+    location = [str(part) for part in item["loc"]]
+    terms = ALL_TERM_NAMES
+    if location[:1] == ["loss_weights"] and len(location) > 2:  # a key that is no term, told once for each kind of term
+        close = difflib.get_close_matches(location[1], terms, n=1, cutoff=0.5)
+        return f"loss_weights.{location[1]}: there is no such term; " + (f"did you mean {close[0]}?" if close else f"they are {', '.join(terms)}")
+    field = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(field, _Given.model_fields, n=1, cutoff=0.5)
+        return f"unknown field {field}; " + (f"did you mean {close[0]}?" if close else f"they are {', '.join(_Given.model_fields)}")
+    if item["type"] == "missing":
+        return f"{field} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{field} = {item['input']!r}: {message[0].lower()}{message[1:]}" if field else message

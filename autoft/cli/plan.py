@@ -15,7 +15,7 @@ from rich.table import Table
 from autoft.cli.budget import budget, compare, expected_sizes
 from autoft.cli.progress import make_view, stdout_console
 from autoft.cli.runtime import cache_dir, ray_address
-from autoft.config import OfficialDataset, StudyConfig, load_config
+from autoft.config import Knob, OfficialDataset, StudyConfig, load_config
 from autoft.errors import AutoFTError, DataError, ModelError
 from autoft.presets import named_preset
 
@@ -168,7 +168,14 @@ def _space(config: StudyConfig) -> dict[str, str]:
         f"loss_weight/{space.reference}": "1 (the reference)",
         **{f"loss_weight/{term}": f"log-uniform [{low:g}, {high:g}]" for term, (low, high) in weights.items()},
         "seed": f"integer [{space.seed[0]}, {space.seed[1]}]",
+        **{name: f"fixed: {value}" for name, value in space.fixed.items()},
+        **{name: _knob(knob) for name, knob in space.knobs.items()},
     }
+
+
+def _knob(knob: Knob) -> str:
+    text = f"one of {', '.join(map(str, knob.choices))}" if knob.choices else f"{'log-uniform' if knob.log else 'uniform'} [{knob.low:g}, {knob.high:g}]"
+    return text + "".join(f", where {other} is {value}" for other, value in knob.when.items())
 
 
 def _search(config: StudyConfig) -> dict[str, Any]:

@@ -61,11 +61,9 @@ def check_methods(names: Sequence[str], config: StudyConfig) -> tuple[str, ...]:
     """
     for name in names:
         if name not in COMPARED:
-            raise ConfigError(f"--methods {name}: there is no such method; they are {', '.join(COMPARED)}")
+            raise ConfigError(f"--methods: there is no method {name!r}; they are {', '.join(COMPARED)}")
         if list(names).count(name) > 1:
             raise ConfigError(f"--methods: {name} is listed twice")
-    if config.final.lr == "base":
-        raise ConfigError("final.lr = 'base': a comparison trains every method at the learning rate it was tuned to; leave it out")
     if "drm" in names and config.data.descriptions is None:
         raise ConfigError("--methods drm needs data.descriptions; write them with autoft describe, or leave drm out")
     return tuple(name for name in COMPARED if name in names)
@@ -77,7 +75,13 @@ def default_methods(config: StudyConfig) -> tuple[str, ...]:
 
 
 def comparison_config(config: StudyConfig, evaluations: int) -> StudyConfig:
-    """The study as its comparison runs it: no pruning, one objective, and as many alphas for WiSE-FT as others have evaluations."""
+    """The study as its comparison runs it: no pruning, one objective, and as many alphas for WiSE-FT as others have evaluations.
+
+    Raises:
+        ConfigError: the study asks for something a comparison cannot do.
+    """
+    if config.final.lr == "base":
+        raise ConfigError("final.lr = 'base': a comparison trains every method at the learning rate it was tuned to; leave it out")
     alphas = tuple(round((index + 1) / evaluations, 4) for index in range(evaluations))
     search = config.search.model_copy(
         update={

@@ -83,6 +83,10 @@ def check_knobs(knobs: Mapping[str, Knob], terms: tuple[str, ...]) -> None:
         if kind in ("use", "loss_weight"):
             if rest not in terms:
                 raise ValueError(f"knobs.{name}: there is no loss term {rest!r}; the terms are {', '.join(terms)}")
+            if kind == "use" and set(knob.choices) != {False, True}:
+                raise ValueError(f"knobs.{name} needs choices false and true")
+            if kind == "loss_weight" and any(isinstance(value, str | bool) or (value or 0) < 0 for value in knob.choices or (knob.low,)):
+                raise ValueError(f"knobs.{name}: a loss weight is a number of at least 0")
         elif kind not in KNOB_FIELDS:
             raise ValueError(f"knobs.{name}: no such knob; they are {', '.join(KNOB_FIELDS)}, loss_weight/TERM and use/TERM")
         else:
@@ -140,7 +144,8 @@ def _check_values(name: str, knob: Knob, valid: tuple[Any, ...]) -> None:
         raise ValueError(f"knobs.{name} needs choices, whole numbers of at least {low:g}")
     for value in knob.choices or (knob.low, knob.high):
         if isinstance(value, str | bool) or value is None or not low <= value <= high:
-            raise ValueError(f"knobs.{name}: {value!r} is not in [{low:g}, {high:g}]")
+            bounds = f"above 0 and at most {high:g}" if low == TINY else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"knobs.{name}: {value!r} is not {bounds}")
 
 
 def _weight(term: MethodTermName) -> dict[str, dict[str, Any]]:

@@ -95,7 +95,9 @@ def _explain(error: ValidationError, document: Mapping[str, Any]) -> Iterator[st
             yield f"{field} is missing"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            yield f"{field} = {_shown(item['input'])}: {message}"
+            names_field = item["type"] == "value_error" and isinstance(item["input"], Mapping)  # a rule over several fields names them itself
+            dotted = f"{field}." if location and message.startswith(("knobs.", "fixed.", "loss_weights.")) else f"{field}: " if location else ""
+            yield f"{dotted}{message}" if names_field else f"{field} = {_shown(item['input'])}: {message}"
 
 
 def _field_location(location: tuple[int | str, ...]) -> list[int | str]:

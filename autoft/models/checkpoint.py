@@ -79,6 +79,8 @@ def load_checkpoint(folder: Path) -> tuple[ClipClassifier, LoadedModel, Checkpoi
     Raises:
         ModelError: the folder is not such a checkpoint, or its parts do not fit each other.
     """
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}")
     for name in (WEIGHTS, "open_clip_config.json", HEAD, INFO):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not a checkpoint of this program: it has no {name}")
