@@ -31,7 +31,11 @@ def test_the_baseline_is_the_least_squares_line(scale: Scale, points: list[tuple
     assume(np.ptp(logit(ids)) > 1.01 * MIN_SPREAD)
     baseline = fit_baseline(points, scale)
     reference = LinearRegression().fit(TO[scale](ids)[:, None], TO[scale](oods))
-    assert baseline.slope_fitted and baseline.models == len(points)
+    assert baseline.models == len(points)
+    if reference.coef_[0] <= 1e-9:
+        assert not baseline.slope_fitted and baseline.slope == 1
+        return
+    assert baseline.slope_fitted
     assert baseline.slope == pytest.approx(reference.coef_[0], rel=1e-6, abs=1e-9)
     assert baseline.intercept == pytest.approx(reference.intercept_, rel=1e-6, abs=1e-6)
     expected = float(FROM[scale](reference.predict(np.array([[TO[scale](at)]]))[0]))
@@ -49,8 +53,8 @@ def test_models_on_a_line_have_no_effective_robustness(scale: Scale) -> None:
 
 
 @scales
-@pytest.mark.parametrize("points", [[(0.8, 0.6)], [(0.8, 0.5), (0.8, 0.7)], [(0.8, 0.5), (0.805, 0.7)]])
-def test_baselines_too_alike_give_slope_1_through_their_mean(points: list[tuple[float, float]], scale: Scale) -> None:
+@pytest.mark.parametrize("points", [[(0.8, 0.6)], [(0.8, 0.5), (0.8, 0.7)], [(0.8, 0.5), (0.805, 0.7)], [(0.8, 0.7), (0.9, 0.5)]])
+def test_baselines_too_alike_or_falling_give_slope_1_through_their_mean(points: list[tuple[float, float]], scale: Scale) -> None:
     baseline = fit_baseline(points, scale)
     assert not baseline.slope_fitted and baseline.slope == 1
     place = TO[scale]
@@ -117,7 +121,7 @@ def drawn(figure: Figure, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 @scales
 def test_the_figure_shows_models_intervals_and_the_line_on_logit_axes(scale: Scale) -> None:
-    models = [("zero-shot", 60, 55), ("fine-tuned", 90, 50), ("perfect", 100, 100)]
+    models = [("zero-shot", 60, 45), ("fine-tuned", 90, 50), ("perfect", 100, 100)]
     scored = [(name, accuracy_score(x / 100, 100), accuracy_score(y / 100, 100)) for name, x, y in models]
     baseline = fit_baseline([(x.value, y.value) for _, x, y in scored[:2]], scale)
     with style():

@@ -24,7 +24,7 @@ def robustness_caption(found: Analysis) -> str:
         " in points. Its intervals take the line as given."
     )
     if not found.reference.slope_fitted:
-        text += " Their ID accuracies are too alike to fit its slope, so it is 1."
+        text += " No rising line fits them, or their ID accuracies are too alike, so its slope is 1."
     return text
 
 

@@ -27,7 +27,8 @@ UNKNOWN_IMAGES = 1000  # what an accuracy of exactly 0 or 1 is taken to be measu
 class Baseline:
     """beta: scale(expected OOD accuracy) = slope * scale(ID accuracy) + intercept.
 
-    slope_fitted: False where the baselines are too few or too alike to fit a slope; it is 1 then, through their mean.
+    slope_fitted: False where the baselines are too few or too alike to fit a slope, or the line would fall; it is 1 then, through
+        their mean.
     models: how many baselines there were.
     """
 
@@ -49,7 +50,8 @@ def fit_baseline(
     """The least-squares line of OOD over ID accuracy on logit or probit axes, every model counting the same.
 
     With fewer than two different ID accuracies, or ID accuracies within `MIN_SPREAD` logits of each other, no slope can be told from
-    noise: then slope 1 through the mean, and `slope_fitted` is False.
+    noise: then slope 1 through the mean, and `slope_fitted` is False. The same where the line falls: that better models in distribution are
+    worse out of it is what noise, or two kinds of models, make of a narrow range, and no rule to hold others against.
 
     Args:
         points: (ID, OOD) accuracy of each baseline model.
@@ -63,9 +65,10 @@ def fit_baseline(
     x = np.array([_place(point[0], scale, id_images) for point in points])
     y = np.array([_place(point[1], scale, ood_images) for point in points])
     logits = [_place(point[0], "logit", id_images) for point in points]
-    fitted = max(logits) - min(logits) >= MIN_SPREAD
     centred = x - x.mean()
-    slope = float(centred @ y / (centred @ centred)) if fitted else 1.0
+    slope = float(centred @ y / (centred @ centred)) if max(logits) - min(logits) >= MIN_SPREAD else 0.0
+    fitted = slope > 0
+    slope = slope if fitted else 1.0
     return Baseline(slope=slope, intercept=float(y.mean() - slope * x.mean()), scale=scale, slope_fitted=fitted, models=len(points))
 
 
