@@ -32,7 +32,9 @@ def test_the_baseline_is_the_least_squares_line(scale: Scale, points: list[tuple
     baseline = fit_baseline(points, scale)
     reference = LinearRegression().fit(TO[scale](ids)[:, None], TO[scale](oods))
     assert baseline.models == len(points)
-    if reference.coef_[0] <= 1e-9:
+    if abs(reference.coef_[0]) <= 1e-9:
+        return  # whether it rises is rounding
+    if reference.coef_[0] < 0:
         assert not baseline.slope_fitted and baseline.slope == 1
         return
     assert baseline.slope_fitted
@@ -121,7 +123,7 @@ def drawn(figure: Figure, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 @scales
 def test_the_figure_shows_models_intervals_and_the_line_on_logit_axes(scale: Scale) -> None:
-    models = [("zero-shot", 60, 45), ("fine-tuned", 90, 50), ("perfect", 100, 100)]
+    models = [("zero-shot", 60, 55), ("fine-tuned", 90, 70), ("perfect", 100, 100)]
     scored = [(name, accuracy_score(x / 100, 100), accuracy_score(y / 100, 100)) for name, x, y in models]
     baseline = fit_baseline([(x.value, y.value) for _, x, y in scored[:2]], scale)
     with style():
