@@ -64,7 +64,7 @@ def test_wise_ft_tries_as_many_alphas_as_others_have_evaluations(config: StudyCo
 
 
 def test_unknown_and_impossible_methods_are_named(config: StudyConfig) -> None:
-    with pytest.raises(ConfigError, match="no such method; they are zero_shot"):
+    with pytest.raises(ConfigError, match="there is no method 'finetunee'; they are zero_shot"):
         check_methods(["finetunee"], config)
     with pytest.raises(ConfigError, match="saft is listed twice"):
         check_methods(["saft", "saft"], config)
