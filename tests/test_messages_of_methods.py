@@ -66,7 +66,7 @@ def test_a_comparison_that_cannot_be(flags: list[str], message: str, study: Path
     [
         ("search_space.fixed.strenght=1", "search_space.fixed.strenght: no such hyperparameter"),
         ("search_space.fixed.density=0", "search_space.fixed.density: 0 is not above 0 and at most 1"),
-        ("search_space.knobs={use/ldifs: {choices: [1, 2]}}", "search_space.knobs.use/ldifs needs choices false and true"),
+        ("search_space.knobs={use/ldifs: {choices: [1, 2]}}", "search_space.knobs.use/ldifs needs choices out of false and true"),
         ("search_space.knobs={loss_weight/ldifs: {low: -1, high: 1}}", "search_space.knobs.loss_weight/ldifs: a loss weight is a number of at least 0"),
         ("search_space.knobs={lr: {low: 1.0e-3, high: 1.0}}", "search_space.knobs.lr is searched already"),
         ("search_space.knobs={loss_weight/hinge: {low: 1, high: 2}}", "search_space.knobs.loss_weight/hinge is searched already"),

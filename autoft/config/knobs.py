@@ -83,8 +83,8 @@ def check_knobs(knobs: Mapping[str, Knob], terms: tuple[str, ...]) -> None:
         if kind in ("use", "loss_weight"):
             if rest not in terms:
                 raise ValueError(f"knobs.{name}: there is no loss term {rest!r}; the terms are {', '.join(terms)}")
-            if kind == "use" and set(knob.choices) != {False, True}:
-                raise ValueError(f"knobs.{name} needs choices false and true")
+            if kind == "use" and not (knob.choices and set(knob.choices) <= {False, True}):
+                raise ValueError(f"knobs.{name} needs choices out of false and true")
             if kind == "loss_weight" and any(isinstance(value, str | bool) or (value or 0) < 0 for value in knob.choices or (knob.low,)):
                 raise ValueError(f"knobs.{name}: a loss weight is a number of at least 0")
         elif kind not in KNOB_FIELDS:
