@@ -449,7 +449,7 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(command: Calla
         ((vit_run.model, final), "with --study FILE its zero-shot classifier is built"),
         ((final, vit_run.model), "is not a checkpoint of this program"),
         ((final, vit_run.model, "--study", study), "is not a checkpoint of this program"),
-        ((tmp_path / "nowhere", final), "is not a checkpoint of this program"),
+        ((tmp_path / "nowhere", final), "there is no folder"),
         ((tmp_path / "nowhere", final, "--study", study), "there is no checkpoint at"),
         ((final, classes), "know different classes: red, green, blue; red, violet, blue"),
         ((final, keys, "--study", study), "knows the classes red, violet, blue"),
