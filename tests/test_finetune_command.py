@@ -60,7 +60,7 @@ def test_a_file_of_hyperparameters_or_a_runs_summary_is_taken(study: Path) -> No
         ({"lr": 0, "weight_decay": 0.1, "loss_weights": {"cross_entropy": 1}}, ["lr", "greater than 0"]),
         ({"lr": 1, "weight_decay": 0.1, "loss_weights": {"hing": 1}}, ["loss_weights.hing", "hinge"]),
         ({"lr": 1, "weight_decay": 0.1, "loss_weights": {}}, ["loss_weights"]),
-        ({"lr": 1, "weight_decay": 0.1}, ["loss_weights", "required"]),
+        ({"lr": 1, "weight_decay": 0.1}, ["loss_weights", "is missing"]),
         ([1], ["mine.json"]),
     ],
 )
