@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-slow mutants lint bench bench-smoke bench-methods results-autoft results-methods docs clean
+.PHONY: demo test test-slow mutants chaos chaos-full lint fuzz audit bench bench-smoke bench-methods results-autoft results-methods docs clean
 
 demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
 	$(BIN)/autoft demo
@@ -16,6 +16,20 @@ test-slow: $(READY)  ## whole studies, the demo, a real browser (needs chromium 
 
 mutants: $(READY)  ## put each known defect back: its tests must fail; under 5 minutes on 2 cores
 	$(BIN)/python -m tests.mutants.run
+
+FUZZ_SECONDS ?= 10
+
+fuzz: $(READY)  ## look for inputs that crash a reader, FUZZ_SECONDS (10) for each of some twenty readers
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+audit: $(READY)  ## known vulnerabilities of the pinned dependencies; needs a network, and says so where it has none
+	$(BIN)/python -m tests.audit.run
+
+chaos: $(READY)  ## break everything a study runs on, one seed: under 20 minutes on 2 cores; writes tests/chaos/latest.json (needs root and iproute2)
+	$(BIN)/python -m tests.chaos
+
+chaos-full: $(READY)  ## the same with seeds 0 to 9, and both storms in full: hours
+	$(BIN)/python -m tests.chaos --seed 0-9 --full
 
 lint: $(READY)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

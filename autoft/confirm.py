@@ -25,7 +25,7 @@ from autoft.search_space import Hyperparameters, sample_hyperparameters
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 20  # of a run whose worker was lost
+RETRIES = {FailureKind.INFRASTRUCTURE: 20, FailureKind.TIMEOUT: 1}  # how often a run is made again, by why it failed
 
 
 @dataclass(frozen=True)
@@ -129,35 +129,16 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 def read_confirmation(study: Study, config: StudyConfig, run_dir: Path, fingerprint: str) -> Confirmation | None:
     """What the run folder holds for the study's present candidates; None if runs are missing."""
-    confirmation = _Confirming(study, config, run_dir, fingerprint)
+    confirmation = Confirming(study, config, run_dir, fingerprint)
     return None if confirmation.missing() else confirmation.result()
 
 
-def confirm(
-    study: Study,
-    config: StudyConfig,
-    executor: Executor,
-    run_dir: Path,
-    fingerprint: str,
-    observe: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[], bool],
-) -> Confirmation:
-    """Run the best configurations again with fresh seeds, as far as the run folder does not hold it yet.
+class Confirming:
+    """The fresh runs of a study's candidates, kept in `confirmation.json` as they end. Reads the study when it is made, and not after.
 
     Raises:
-        Interrupted: `should_stop()` said so; what has ended is kept.
-        TrialCodeError, ClusterError: runs cannot be made.
+        TrialCodeError: no trial is complete.
     """
-    confirming = _Confirming(study, config, run_dir, fingerprint)
-    if confirming.missing():
-        observe({"event": "stage_started", "stage": "confirm"})
-        confirming.run(executor, observe, should_stop)
-        observe({"event": "stage_ended", "stage": "confirm"})
-    return confirming.result()
-
-
-class _Confirming:
-    """The fresh runs of a study's candidates, kept in `confirmation.json` as they end."""
 
     def __init__(self, study: Study, config: StudyConfig, run_dir: Path, fingerprint: str) -> None:
         section = config.search.confirm
@@ -184,13 +165,33 @@ class _Confirming:
         by_number = {c.number: records[i * repeats : (i + 1) * repeats] for i, c in enumerate(self._candidates)}
         return Confirmation(self._config, self._candidates, by_number)
 
-    def run(self, executor: Executor, observe: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool]) -> None:
-        """Run what is missing, as many at a time as there are workers."""
+    def run(
+        self,
+        executor: Executor,
+        observe: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+        is_paused: Callable[[], bool] = lambda: False,
+    ) -> Confirmation:
+        """Run what the run folder does not hold yet, as many at a time as there are workers; while it is paused nothing new is begun.
+
+        Raises:
+            Interrupted: `should_stop()` said so; what has ended is kept.
+            TrialCodeError, ClusterError: runs cannot be made.
+        """
+        if self.missing():
+            observe({"event": "stage_started", "stage": "confirm"})
+            self._run(executor, observe, should_stop, is_paused)
+            observe({"event": "stage_ended", "stage": "confirm"})
+        return self.result()
+
+    def _run(
+        self, executor: Executor, observe: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool], is_paused: Callable[[], bool]
+    ) -> None:
         waiting, running, attempts = self.missing(), dict[int, Job](), dict[int, int]()
         while waiting or running:
             if should_stop():
                 raise Interrupted(f"stopped with {len(self._runs)} of {len(self._jobs)} confirmation runs done")
-            while waiting and len(running) < executor.slots:
+            while waiting and len(running) < executor.slots and not is_paused():
                 job = waiting.pop(0)
                 running[job.number] = job
                 executor.submit(job)
@@ -209,7 +210,7 @@ class _Confirming:
                     waiting.insert(0, self._retry(running.pop(event.number), event, attempts[event.number]))
 
     def _retry(self, job: Job, failure: Failed, attempts: int) -> Job:
-        if failure.kind == FailureKind.INFRASTRUCTURE and attempts <= RETRIES:
+        if attempts <= RETRIES.get(failure.kind, 0):
             logger.warning("a confirmation run was lost (%s) and runs again", failure.message)
             return job
         if failure.kind == FailureKind.CODE:

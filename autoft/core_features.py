@@ -6,21 +6,17 @@ the worst case over domains. Its released code is for inference only, from which
 from the frozen model's affinity, cos(image, description), normalised. The paper has such a normalisation; over what, we do not know.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from autoft.config import DataConfig, DrmConfig, StudyConfig
 from autoft.data import ClassTable
 from autoft.data.descriptions import Descriptions, load_descriptions
 from autoft.errors import ConfigError
-from autoft.models import ClipClassifier
 from autoft.models.lengths import check_lengths
 from autoft.models.load import Tokenizer
-from autoft.models.state import State
 from autoft.search_space import Hyperparameters
 
 TERM = "drm"
@@ -54,40 +50,6 @@ def read_descriptions(data: DataConfig, classes: ClassTable, tokenizer: Tokenize
     return descriptions
 
 
-class _ImageFeatures(nn.Module):
-    """The image tower's normalised output as a module's forward pass, which is what `functional_call` can run with other weights."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.clip.encode_image(images, normalize=True)  # type: ignore[operator]
-        return features
-
-
-@torch.no_grad()
-def frozen_features(model: ClipClassifier, state: State, images: Tensor) -> Tensor:
-    """The image features another state of the model gives, in evaluation mode; the model stays as it is, also in the middle of a step.
-
-    Args:
-        state: of the model, such as the zero-shot state.
-        images: (batch, 3, size, size) normalised pixels.
-
-    Returns:
-        (batch, dim) fp32, of length 1.
-    """
-    weights: Mapping[str, Tensor] = {name: tensor for name, tensor in state.items() if name.startswith("clip.")}
-    modes = [(module, module.training) for module in model.clip.modules()]
-    model.clip.eval()
-    try:
-        features: Tensor = functional_call(_ImageFeatures(model.clip), dict(weights), (images,))
-    finally:
-        for module, training in modes:
-            module.training = training
-    return features.float()
-
-
 def affinities(image_features: Tensor, core_weight: Tensor) -> Tensor:
     """cos(image, description), (n, classes) fp32.
 
@@ -97,7 +59,7 @@ def affinities(image_features: Tensor, core_weight: Tensor) -> Tensor:
     """
     directions = nn.functional.normalize(core_weight.float(), dim=1)
     with torch.autocast(image_features.device.type, enabled=False):
-        return image_features.float() @ directions.T
+        return image_features.float() @ directions.T.to(image_features.device)
 
 
 def core_probabilities(affinity: Tensor, config: DrmConfig, low: Tensor, high: Tensor) -> Tensor:

@@ -5,9 +5,11 @@
     ├── DataError          a data set is missing, empty, corrupt or does not fit the others
     ├── ModelError         unknown model, weights that do not fit, weights that need unpickling
     ├── StorageError       the database cannot be reached or refuses us
-    │   └── StudyNotFound  no study of that name
+    │   ├── StudyNotFound       no study of that name
+    │   └── StorageUnavailable  the database is away; it may come back
     ├── StudyConflict      a study of that name exists and is not this one
     │   └── StudyLocked    another coordinator owns the study
+    ├── ArtifactError      a run's files cannot be copied to where --artifacts says
     ├── ClusterError       the cluster cannot give what was asked for
     ├── EndpointError      a language model cannot be reached, or gives no answer that can be used
     ├── TrialCodeError     a trial failed with a bug, so every trial would
@@ -47,6 +49,16 @@ class StudyNotFound(StorageError):
     """There is no study of that name."""
 
 
+class StorageUnavailable(StorageError):
+    """The database is away: stopped, restarting, cut off or overloaded. What was asked of it may or may not have been done."""
+
+
+class ArtifactError(AutoFTError):
+    """A run's files cannot be copied to where --artifacts says; the run itself is whole."""
+
+    exit_code = 7
+
+
 class ClusterError(AutoFTError):
     """The cluster cannot give what was asked for."""
 
@@ -76,10 +88,10 @@ class TrialCodeError(AutoFTError):
 
 
 class Interrupted(AutoFTError):
-    """A signal stopped the run cleanly; the same command goes on from there."""
+    """The run was stopped cleanly, by a signal or (signal number 0) by `autoft stop`; the same command goes on from there."""
 
     exit_code = 130
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # type: ignore[misc]
+        self.exit_code = 128 + signal_number if signal_number else 0  # type: ignore[misc]

@@ -3,6 +3,9 @@
 The Ray implementation is `workers.ray_executor`; both run `autoft.trial.run_trial` and `autoft.stages.run_stages`.
 """
 
+import math
+import re
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from autoft.batch_split import is_out_of_memory
 from autoft.config import StudyConfig
 from autoft.errors import AutoFTError, TrialCodeError
 from autoft.search_space import Hyperparameters
@@ -27,6 +31,8 @@ class FailureKind(StrEnum):
     INFRASTRUCTURE = "infrastructure"  # a worker, node or database was lost: the trial runs again
     OUT_OF_MEMORY = "out_of_memory"  # the batch does not fit the device
     DIVERGED = "diverged"  # the loss or score is not finite: never again with these parameters
+    TIMEOUT = "timeout"  # it took longer than --trial-timeout: once more, on a fresh worker
+    CANCELLED = "cancelled"  # somebody stopped it; nothing is wrong with it
     CODE = "code"  # a bug or bad data: every trial would fail
 
 
@@ -102,6 +108,10 @@ class Executor(Protocol):
         """Stop a running trial at its next step; it ends as `Stopped`, or `Finished` if it was faster."""
         ...
 
+    def forget(self) -> None:
+        """Drop what runs and what is queued; nothing more is heard of it. Trials have numbers only: another study's would be taken for it."""
+        ...
+
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
         """Run the stages after the search on one worker that has a whole worker's device, or all cores, to itself."""
         ...
@@ -118,11 +128,31 @@ class Executor(Protocol):
         ...
 
 
+# How torch, cuDNN, cuBLAS, NCCL and Triton begin what they say of a device that failed. Their calls are asynchronous: it is not known which
+# kernel it was, and every later call of the process may fail too.
+_DEVICE_ERRORS = re.compile(
+    r"(CUDA|HIP|cuDNN|NCCL) (driver |kernel |unknown )?error|CU(DNN|BLAS|SOLVER|SPARSE|FFT)_STATUS|device-side assert|Triton Error \[CUDA\]|No CUDA GPUs", re.IGNORECASE
+)
+_ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", ())  # torch 2.8 and newer
+
+
 def classify_failure(error: BaseException) -> FailureKind:
     """The kind of failure an exception raised inside a trial stands for."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, _ACCELERATOR_ERROR) or (isinstance(error, RuntimeError) and _DEVICE_ERRORS.search(str(error))):
+        return FailureKind.INFRASTRUCTURE
     return FailureKind.CODE
+
+
+def trial_limit(timeout_seconds: float | None, job: Job, config: StudyConfig) -> float:
+    """Seconds a job may take; a confirmation run of more steps than a trial as much longer."""
+    return math.inf if timeout_seconds is None else timeout_seconds * max(1.0, (job.confirm_steps or 0) / config.trial.steps)
+
+
+def timed_out(number: int, limit_seconds: float, worker: str, seconds: float, samples: int = 0) -> Failed:
+    """The event of a trial that took longer than it may."""
+    return Failed(number, FailureKind.TIMEOUT, f"not done after {limit_seconds:g} s (--trial-timeout)", worker, samples, seconds)
 
 
 def describe_failure(error: BaseException) -> str:
@@ -153,12 +183,31 @@ def trial_events(workspace: Workspace, job: Job, is_pruned: Callable[[], bool], 
 
 
 class InProcessExecutor:
-    """Runs one trial at a time in this process: no Ray, for debugging and for machines without it."""
+    """Runs one trial at a time in this process: no Ray, for debugging and for machines without it.
 
-    def __init__(self, config: StudyConfig, *, device: str, threads: int, cache_dir: Path, should_stop: Callable[[], bool]) -> None:
+    Args:
+        should_stop: ends a trial at its next step; it stays RUNNING in the study.
+        stages_stop: ends the stages after the search at their next step; None: `should_stop` does.
+        trial_timeout_seconds: a trial that takes longer ends at its next step, as a timeout; a confirmation run of more steps may take
+            longer by as much. None: no limit.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        *,
+        device: str,
+        threads: int,
+        cache_dir: Path,
+        should_stop: Callable[[], bool],
+        stages_stop: Callable[[], bool] | None = None,
+        trial_timeout_seconds: float | None = None,
+    ) -> None:
+        self._config, self._timeout, self._deadline = config, trial_timeout_seconds, math.inf
         configure_torch(threads)
         self._workspace: Workspace | None = Workspace.load(config, device, cache_dir, trial_splits(config))
         self._device, self._cache_dir, self._should_stop = device, cache_dir, should_stop
+        self._stages_stop = stages_stop or should_stop
         self._queue: deque[Job] = deque()
         self._running: Iterator[Event] | None = None
         self._pruned: set[int] = set()
@@ -180,21 +229,35 @@ class InProcessExecutor:
         """Runs the current trial until it reports or ends, however long that takes."""
         if self._running is None:
             if not self._queue:
+                time.sleep(timeout_seconds)  # as Ray's does: whoever asks may have nothing to submit for a while
                 return []
             job = self._queue.popleft()
             assert self._workspace is not None
-            self._running = trial_events(self._workspace, job, lambda: job.number in self._pruned or self._should_stop(), "in-process")
+            self._limit = trial_limit(self._timeout, job, self._config)
+            self._deadline = time.monotonic() + self._limit
+            self._running = trial_events(self._workspace, job, lambda: self._ends(job.number), "in-process")
         event = next(self._running)
         if not isinstance(event, Reported):
             self._running = None
         if isinstance(event, Stopped) and event.number not in self._pruned:
-            return []  # the whole run is stopping: the trial stays RUNNING and is adopted by the next run
+            if self._should_stop():
+                return []  # the whole run is stopping: the trial stays RUNNING and is adopted by the next run
+            return [timed_out(event.number, self._limit, event.worker, event.seconds, event.samples)]
         return [event]
+
+    def forget(self) -> None:
+        """Drop the running trial and the queue."""
+        self._queue.clear()
+        self._pruned.clear()
+        self._running = None
+
+    def _ends(self, number: int) -> bool:
+        return number in self._pruned or self._should_stop() or time.monotonic() > self._deadline
 
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
         """Run the stages after the search in this process."""
         self._workspace = None  # the stages load their own, with every split
-        run_stages(request, load_workspace(request.config, self._device, self._cache_dir), emit, self._should_stop)
+        run_stages(request, load_workspace(request.config, self._device, self._cache_dir), emit, self._stages_stop)
 
     def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
         """Run the requests one after the other in this process."""
@@ -205,7 +268,7 @@ class InProcessExecutor:
                 kept = None  # before the next one is loaded
                 kept = (request.config, load_workspace(request.config, self._device, self._cache_dir))
             try:
-                run_stages(request, kept[1], emit, self._should_stop)
+                run_stages(request, kept[1], emit, self._stages_stop)
             except TrialCodeError as error:
                 yield index, error.with_traceback(None)
             else:

@@ -2,6 +2,8 @@
 
     restore the zero-shot weights -> for each step: batch, one forward for all loss terms, backward, scaled rate, optimizer
 
+A batch that does not fit the memory is computed in parts (`autoft.gradients`), which the loop remembers and `Step.split` tells.
+
 References: AutoFT, arXiv 2401.10220 (weighted sum of loss terms, AdamW over every parameter); WiSE-FT and FLYP (per-step cosine
 with warm-up). Everything random is a function of (seed, step), so a run resumed at a step goes on as if it had not stopped.
 """
@@ -14,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoft.batch_split import WHOLE, Split
 from autoft.config import FinalConfig, ScheduleName, TrialConfig
-from autoft.losses import METHOD_TERMS, StepOutputs, backward, needs_of, needs_text, weighted_loss
+from autoft.gradients import Batch, StepLoss, most_parts, restore_statistics, running_statistics
+from autoft.losses import needs_text
 from autoft.models.state import trainable_parameters
 from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
 from autoft.start import start_from, training_mode, training_pool
-from autoft.teacher import captured_slices, method_outputs
 from autoft.update import Update
 from autoft.workspace import Workspace
 
@@ -54,6 +57,7 @@ class Step:
         `report_norms`; they count in training in any case.
     optimizer: as it is after the step.
     average: moving average of the floating entries of the model's state, by name; None without `averaging`.
+    split: how its batch was computed.
     """
 
     number: int
@@ -61,6 +65,7 @@ class Step:
     terms: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor] | None = None
+    split: Split = WHOLE
 
 
 class Diverged(ArithmeticError):
@@ -99,66 +104,56 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
     `report_norms` has each `Step` tell the weight norms' values, a pass over all weights that changes no result. Nothing here waits for
     the device; a loss that is not finite is found by `check_finite`, and weights that are not finite by the loss of the step after or by
     the score.
+
+    Raises:
+        ConfigError: the hyperparameters contradict each other, or need what the study does not have.
+        torch.OutOfMemoryError: a step does not fit the memory in whatever parts, or what goes with the model does not. The next fine-tune
+            can do as if nothing had happened.
     """
     hp, model = recipe.hyperparameters, workspace.model
     start_from(workspace, hp)
-    parameters = trainable_parameters(model)
-    weights = {term: torch.tensor(weight, device=workspace.device) for term, weight in hp.loss_weights.items()}
-    anchor = workspace.zero_shot.parameters_of(model)
+    step_loss = StepLoss(workspace, hp, trainable_parameters(model), workspace.zero_shot.parameters_of(model))
+    most = most_parts(workspace, min(recipe.batch_size, len(training_pool(workspace, hp))))
 
-    def gradients(step: int, norms: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
-        outputs = _forward(workspace, recipe, step, parameters, anchor)
-        loss, terms = weighted_loss(weights, outputs, with_norms=norms)
-        backward(loss, weights, outputs)
-        return loss, terms
+    def gradients(step: int, parts: int) -> tuple[Tensor, Mapping[str, Tensor], Split]:
+        return step_loss.add_gradients(draw_batch(workspace, recipe, step), parts, report_norms)
 
     state = None if resume is None else resume["optimizer"]
-    update = Update.of(workspace, hp, recipe.steps, lambda step: gradients(step, norms=False), state)
+    update = Update.of(workspace, hp, recipe.steps, gradients, most, state)
     first = 0
     if resume is not None:
         first = restore_training_state(workspace, update, resume)
         resume = state = None  # frees a second copy of the model and its optimizer state
     if recipe.steps == 0:
         yield Step(0, torch.zeros((), device=workspace.device), {}, update.optimizer)
+    statistics = running_statistics(workspace)
+
+    def undo() -> None:
+        model.zero_grad(set_to_none=True)
+        restore_statistics(statistics)
+
     for step in range(first, recipe.steps):
         training_mode(workspace)
-        loss, terms = gradients(step, report_norms)
+        loss, terms, split = workspace.fitting(functools.partial(gradients, step), most, undo)
+        statistics.clear()  # of the first step only, where memory runs out if it does
         update.step(step, lr_multiplier(step, recipe.steps, recipe.warmup_steps, recipe.schedule), recipe.clip_grad_norm)
         if model.logit_scale.requires_grad:
             model.logit_scale.data.clamp_(0, MAX_LOG_LOGIT_SCALE)
-        yield Step(step + 1, loss.detach(), terms, update.optimizer, update.average)
+        yield Step(step + 1, loss.detach(), terms, update.optimizer, update.average, split)
 
 
-def _forward(workspace: Workspace, recipe: Recipe, step: int, parameters: list[torch.nn.Parameter], anchor: list[Tensor]) -> StepOutputs:
-    """One forward pass that serves every loss term of the recipe."""
-    hp, model = recipe.hyperparameters, workspace.model
+def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
+    """What a step draws: examples, their augmentation, their texts. Seeds what the model itself draws, too."""
+    hp = recipe.hyperparameters
     rng = step_generator(hp.seed, step)
     pool = training_pool(workspace, hp)
     examples = pool[batch_examples(len(pool), min(recipe.batch_size, len(pool)), hp.seed, step)]
     images = workspace.train_transform(workspace.train.take(examples), rng)
-    needs = needs_of(hp.loss_weights)
-    text_features = text_index = more = None
-    with workspace.autocast():
-        with captured_slices(model, wanted="slices" in needs) as slices:
-            image_features = model.image_features(images)
-        logits = model.head(image_features)
-        if needs_text(hp.loss_weights):
-            tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)
-            text_features = model.text_features(tokens)
-        if METHOD_TERMS.keys() & hp.loss_weights.keys():
-            more = method_outputs(workspace, hp, needs, images, examples, image_features, slices, rng)
-    return StepOutputs(
-        logits=logits,
-        labels=workspace.train.labels[examples.to(workspace.device, non_blocking=True)],
-        image_features=image_features,
-        text_features=text_features,
-        text_index=text_index,
-        logit_scale=model.logit_scale.exp() if text_features is not None else None,
-        parameters=parameters,
-        anchor=anchor,
-        label_smoothing=hp.label_smoothing,
-        more=more,
-    )
+    tokens = text_index = None
+    if needs_text(hp.loss_weights):
+        tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)
+    labels = workspace.train.labels[examples.to(workspace.device, non_blocking=True)]
+    return Batch(examples, images, labels, tokens, text_index, rng)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -201,11 +196,18 @@ def training_state(workspace: Workspace, step: Step) -> dict[str, Any]:
     The tensors are the live ones: save or copy them before the next step.
     """
     average = {} if step.average is None else {"average": dict(step.average)}
-    return {"step": step.number, "model": dict(workspace.model.state_dict()), "optimizer": step.optimizer.state_dict(), **average}
+    return {
+        "step": step.number,
+        "model": dict(workspace.model.state_dict()),
+        "optimizer": step.optimizer.state_dict(),
+        "batch_split": workspace.batch_split,
+        **average,
+    }
 
 
 def restore_training_state(workspace: Workspace, update: Update, state: Mapping[str, Any]) -> int:
     """Load what `training_state` returned; the number of steps already done."""
     workspace.model.load_state_dict(state["model"])
     update.load(state["optimizer"], state.get("average"))
+    workspace.batch_split = int(state.get("batch_split", 1))  # steps go on as they would have, to the bit
     return int(state["step"])

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoft.batch_split import WHOLE, Split
 from autoft.errors import TrialCodeError
 from autoft.evaluate import NonFiniteScore
+from autoft.files import disk_errors
 from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, training_state
 from autoft.memory import PeakMemory
 from autoft.models import copy_state
-from autoft.models.state import State
+from autoft.models.state import State, snapshot
 from autoft.scoring import as_scored
 from autoft.workspace import Workspace
 
@@ -45,6 +47,7 @@ class FullFinetune:
         self._best_epoch = 0
         self._seconds = 0.0  # spent by runs before this one
         self._peak = 0  # bytes of memory, in those
+        self._split = WHOLE  # of all steps so far
 
     def run(self) -> tuple[State, dict[str, Any]]:
         """Train; the weights of the best epoch on VAL_ID, and the record. Raises TrialCodeError if it diverges, or what `check_stop` does.
@@ -69,6 +72,7 @@ class FullFinetune:
         losses: list[Tensor] = []
         for step in finetune(workspace, self._recipe, resume=self._load()):
             losses.append(step.loss)
+            self._split |= step.split
             if time.perf_counter() - shown > PROGRESS_SECONDS:
                 shown = time.perf_counter()
                 self._progress(step.number)
@@ -92,6 +96,8 @@ class FullFinetune:
             "seconds": self._seconds,
             "peak_memory_bytes": max(self._peak, memory.bytes() or 0) or None,
             "peak_memory_kind": memory.kind,
+            "batch_split": self._split.parts,
+            "batch_split_exact": self._split.exact,
         }
 
     def forget(self) -> None:
@@ -110,7 +116,7 @@ class FullFinetune:
             sign = 1 if config.direction == "maximize" else -1
             if not self._epochs or sign * score > sign * self._best_record["val_id"]:
                 self._best_epoch = epoch
-                self._best = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+                self._best = snapshot(workspace.model)
         self._epochs.append({"epoch": epoch, "train_loss": loss, "val_id": score})
         self._emit({"event": "epoch_ended", "stage": self._method, "epoch": epoch, "train_loss": loss, "val_id": score})
 
@@ -121,9 +127,16 @@ class FullFinetune:
         """Write the training state beside its place and rename it, so that a crash leaves the one before."""
         self._saved.parent.mkdir(parents=True, exist_ok=True)
         partial = self._saved.with_suffix(".partial")
-        history = {"epochs": json.dumps(self._epochs), "best_epoch": self._best_epoch, "best": self._best, "seconds": seconds, "peak": self._peak}
-        with partial.open("wb") as file:
-            torch.save({"key": self._key, "training": training, **history}, file)
+        history = {
+            "epochs": json.dumps(self._epochs),
+            "best_epoch": self._best_epoch,
+            "best": self._best,
+            "seconds": seconds,
+            "peak": self._peak,
+        }
+        split = {"split_parts": self._split.parts, "split_exact": self._split.exact}
+        with disk_errors(partial), partial.open("wb") as file:
+            torch.save({"key": self._key, "training": training, **history, **split}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._saved)
@@ -137,10 +150,11 @@ class FullFinetune:
         except Exception as error:
             logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
             return None
-        if stored["key"] != self._key:
+        if not isinstance(stored, dict) or stored.get("key") != self._key:
             return None
         self._epochs = json.loads(stored["epochs"])
         self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
         self._peak = stored.get("peak", 0)
+        self._split = Split(stored.get("split_parts", 1), stored.get("split_exact", True))
         training: dict[str, Any] = stored["training"]
         return training

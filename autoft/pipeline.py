@@ -1,40 +1,48 @@
 """From a study file to a run folder: search, final fine-tune, WiSE-FT, evaluation, report. Every part resumes where it stopped."""
 
+import contextlib
 import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autoft.config import StudyConfig, dump_config, section_hash
-from autoft.confirm import Confirmation, confirm, read_confirmation
+from autoft.confirm import Confirmation, Confirming, read_confirmation
 from autoft.core_features import check_terms_available, read_descriptions
 from autoft.data import StudyData, load_study_data, resolve_classes
 from autoft.data.leakage import LeakageReport, check_leakage, describe_leakage
 from autoft.enqueue import enqueue
+from autoft.errors import AutoFTError, Interrupted, StorageError, StorageUnavailable, StudyLocked
 from autoft.executor import Executor
 from autoft.files import read_json, write_json, write_text
 from autoft.fingerprint import check_fingerprint, fingerprint, fingerprint_sections
 from autoft.journal import Journal
+from autoft.ledger import FINISHED_STATES, RUN_ATTRIBUTE, count_finished, study_id
+from autoft.lifeline import ALWAYS_THERE, Lifeline, Outage, Wish, wants_end
 from autoft.losses import needs_text
 from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import ClipClassifier, LoadedModel, load_model, state_digest
 from autoft.optim import TEXT, layer_names
 from autoft.report import write_report
-from autoft.search import FINISHED_STATES, RUN_ATTRIBUTE, Coordinator, count_finished, study_id
+from autoft.search import Coordinator
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, all_splits, load_workspace, run_stages, stage_result, trained_methods
 from autoft.trials_table import search_summary, trial_seconds, write_trials
 
 VERSIONED = ("autoft", "torch", "open_clip_torch", "timm", "optuna", "ray", "sqlalchemy", "numpy")
 CONFIG_ATTRIBUTE = "autoft:config"
-STATE_ATTRIBUTE = "autoft:state"
+STATE_ATTRIBUTE = "autoft:state"  # running, paused, complete or failed, as the last owner left it
+REASON_ATTRIBUTE = "autoft:reason"  # why it is paused or failed
+HOLD_SECONDS = 0.5
 Observe = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def run_pipeline(
     observe: Observe,
     should_stop: Callable[[], bool],
     warm_start: Mapping[str, Hyperparameters] | None = None,
+    lifeline: Lifeline = ALWAYS_THERE,
 ) -> dict[str, Any]:
     """Run a study from wherever it stands to its report; returns the summary.
 
@@ -118,35 +127,122 @@ def run_pipeline(
 
     Raises:
         StudyConflict: the study or the run folder belongs to other inputs.
-        Interrupted: `should_stop()` said so; calling again goes on from there.
+        StudyLocked: another process has taken the study over.
+        Interrupted: `should_stop()` said so, or somebody wished the study to end; calling again goes on from there.
         TrialCodeError, ClusterError: trials cannot be run.
+        StorageError: the database was away for too long.
     """
-    config = inputs.config
-    enqueued = {**enqueued_configurations(inputs), **(warm_start or {})}
-    for hyperparameters in enqueued.values():
-        check_terms_available(config, hyperparameters)
-    check_fingerprint(study, inputs.sections)
-    journal = Journal(run_dir / "journal.jsonl", study_id(study))
-    write_inputs(inputs, run_dir)
-    observe({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
-    study.set_user_attr(CONFIG_ATTRIBUTE, config.model_dump(mode="json"))
-    study.set_user_attr(STATE_ATTRIBUTE, "stopped")  # what it is if this process is killed
-    enqueue(study, config.search_space, enqueued, config.search.n_trials)
-    executor = make_executor()
+    outage = Outage(lifeline, observe)
+    pipeline = _Pipeline(inputs, study, run_dir, observe, should_stop, lifeline, outage)
     try:
-        Coordinator(config, study, executor, journal, observe, should_stop).run()
-        write_trials(study, run_dir / "trials.csv", config.search.objectives)
-        confirmation = confirm(study, config, executor, run_dir, inputs.fingerprint, observe, should_stop)
-        methods = trained_methods(config, confirmation.winner.hyperparameters, inputs.entries)
-        executor.run_stages(stage_request(inputs, run_dir, methods), observe)
-    finally:
-        executor.close()
-    summary = summarize(inputs, study, run_dir, confirmation)
-    write_json(run_dir / "summary.json", summary)
-    observe({"event": "stage_started", "stage": "report"})
-    write_report(run_dir)
-    study.set_user_attr(STATE_ATTRIBUTE, "complete")
-    return summary
+        return pipeline.run(make_executor, warm_start or {})
+    except Interrupted as error:
+        lifeline.check_owner()  # which may be what ended it
+        if wants_end(lifeline) and not should_stop():
+            error = Interrupted(str(error), 0)
+        pipeline.note_state("paused", str(error))
+        raise error from None
+    except StudyLocked:
+        raise
+    except AutoFTError as error:
+        pipeline.note_state("failed", str(error).splitlines()[0])
+        raise
+    except OSError as error:
+        pipeline.note_state("failed", str(error))
+        raise
+
+
+@dataclass
+class _Pipeline:
+    """One run of a study."""
+
+    inputs: Inputs
+    study: Study
+    run_dir: Path
+    observe: Observe
+    should_stop: Callable[[], bool]
+    lifeline: Lifeline
+    outage: Outage
+    returns: int = 0  # of the database, the last time we looked
+
+    def run(self, make_executor: Callable[[], Executor], warm_start: Mapping[str, Hyperparameters]) -> dict[str, Any]:
+        """Search, confirm, train in full, evaluate, report."""
+        inputs, config, study, run_dir = self.inputs, self.inputs.config, self.study, self.run_dir
+        enqueued = {**enqueued_configurations(inputs), **warm_start}
+        for hyperparameters in enqueued.values():
+            check_terms_available(config, hyperparameters)
+        journal = self._safely(lambda: self._begin(enqueued))
+        executor = make_executor()
+        try:
+            Coordinator(config, study, executor, journal, self.observe, self.should_stop, self.lifeline, self.outage).run()
+            self._safely(lambda: write_trials(study, run_dir / "trials.csv", config.search.objectives))
+            self._hold()
+            confirming = self._safely(lambda: Confirming(study, config, run_dir, inputs.fingerprint))
+            confirmation = confirming.run(executor, self.observe, self._ends, self._is_paused)
+            methods = trained_methods(config, confirmation.winner.hyperparameters, inputs.entries)
+            self._hold()
+            executor.run_stages(stage_request(inputs, run_dir, methods), self._observe_stage)
+        finally:
+            executor.close()
+        summary = self._safely(lambda: summarize(inputs, study, run_dir, confirmation))
+        write_json(run_dir / "summary.json", summary)
+        self.observe({"event": "stage_started", "stage": "report"})
+        write_report(run_dir)
+        self._safely(lambda: study.set_user_attr(STATE_ATTRIBUTE, "complete"))
+        return summary
+
+    def note_state(self, state: str, reason: str) -> None:
+        """Leave word of why the run ends; if the database is away, `autoft status` says that it ended without one."""
+        if self.outage.is_on:
+            return
+        with contextlib.suppress(StorageError):
+            self.study.set_user_attr(REASON_ATTRIBUTE, reason)
+            self.study.set_user_attr(STATE_ATTRIBUTE, state)
+
+    def _begin(self, enqueued: Mapping[str, Hyperparameters]) -> Journal:
+        """Check study and run folder, note what runs, and queue what is tried first; may be done twice."""
+        config, study = self.inputs.config, self.study
+        check_fingerprint(study, self.inputs.sections)
+        journal = Journal(self.run_dir / "journal.jsonl", study_id(study))
+        write_inputs(self.inputs, self.run_dir)
+        self.observe({"event": "leakage", "warnings": describe_leakage(self.inputs.leakage)})
+        study.set_user_attr(CONFIG_ATTRIBUTE, config.model_dump(mode="json"))
+        study.set_user_attr(STATE_ATTRIBUTE, "running")
+        enqueue(study, config.search_space, enqueued, config.search.n_trials)
+        return journal
+
+    def _observe_stage(self, event: dict[str, Any]) -> None:
+        """Pass a stage's event on. After an outage one word to the database takes the study's lock again, hours before anything is told."""
+        if self.lifeline.returns() != self.returns and self.outage.may_try():
+            try:
+                self.study._storage.get_study_user_attrs(self.study._study_id)
+            except StorageUnavailable as error:
+                self.outage.began(error)
+            else:
+                self.outage.ended()
+                self.returns = self.lifeline.returns()
+        self.observe(event)
+
+    def _safely(self, action: Callable[[], T]) -> T:
+        return self.outage.patiently(action, self._ends)
+
+    def _ends(self) -> bool:
+        return self.should_stop() or wants_end(self.lifeline)
+
+    def _is_paused(self) -> bool:
+        return self.lifeline.wish() == Wish.PAUSE
+
+    def _hold(self) -> None:
+        """Wait between two parts of a run while it is paused."""
+        if self._is_paused():
+            self.observe({"event": "paused", "study": self.inputs.config.study})
+            while self._is_paused() and not self.should_stop():
+                self.lifeline.check_owner()
+                time.sleep(HOLD_SECONDS)
+            self.observe({"event": "resumed", "study": self.inputs.config.study})
+        self.lifeline.check_owner()
+        if self._ends():
+            raise Interrupted("stopped between two parts of the run")
 
 
 def run_finetune(
@@ -271,6 +367,7 @@ def _describe(inputs: Inputs) -> dict[str, Any]:
         "model": name if model.pretrained is None else f"{name} ({Path(model.pretrained).name})",
         "n_classes": len(data.classes.names),
         "data": sizes,
+        **({"skipped": skipped} if (skipped := data.skipped()) else {}),
     }
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoft.core_features import frozen_features
-from autoft.data.transforms import eval_transform, resized
 from autoft.errors import ModelError
 from autoft.evaluate import NO_GROUP, metric_fn
+from autoft.frozen import train_features
 from autoft.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,6 @@ HELD_OUT = 0.1  # share of each class that C is chosen on
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean loss
 _LOGITS_AT_ONCE = 2**24  # bounds memory: 128 MB in float64
-_CACHED = "_linear_probe"  # of a workspace: its probe, which depends on nothing that changes
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,19 @@ def fit_probe(workspace: Workspace) -> Probe:
     Raises:
         ModelError: features are not finite.
     """
-    if _CACHED not in vars(workspace):
-        features, labels = train_features(workspace), workspace.train.labels
+    if "linear_probe" not in workspace.cached:
+        features, labels = _finite(train_features(workspace)).to(workspace.device), workspace.train.labels
         classes = workspace.model.head.out_features
         with torch.autocast(workspace.device.type, enabled=False):
             weight, bias, c, score = _choose(workspace, features, labels, classes)
             weight, bias = fit_logistic(features, labels, classes, c, start=(weight, bias))
         logger.info("linear probe: C %g, %s %.4f on a tenth of TRAIN", c, workspace.config.metric, score)
-        vars(workspace)[_CACHED] = Probe(weight.float(), bias.float(), c, score)
-    probe: Probe = vars(workspace)[_CACHED]
+        workspace.cached["linear_probe"] = Probe(weight.float(), bias.float(), c, score)
+    probe: Probe = workspace.cached["linear_probe"]
     return probe
 
 
-@torch.no_grad()
-def train_features(workspace: Workspace) -> Tensor:
-    """The zero-shot model's features of all of TRAIN in order, (n, dim) fp32, without augmentation. Leaves the model as it was.
-
-    Raises:
-        ModelError: they are not finite.
-    """
-    pixels, parts = workspace.loaded.preprocess, []
-    with workspace.autocast():
-        for squares in workspace.train.batches(workspace.config.evaluate.batch_size):
-            images = eval_transform(resized(squares, pixels.size, pixels.interpolation), pixels.mean, pixels.std)
-            parts.append(frozen_features(workspace.model, workspace.zero_shot.tensors, images))
-    features = torch.cat(parts)
+def _finite(features: Tensor) -> Tensor:
     if not bool(torch.isfinite(features).all()):
         raise ModelError(
             f"the zero-shot model's features of the {len(features)} images of TRAIN are not all finite: no linear probe can be fitted"

@@ -8,6 +8,7 @@ import torch
 from autoft.batch_norm import reestimate_batch_norm
 from autoft.finetune import Step
 from autoft.models import copy_state, interpolate, zero_shot_head
+from autoft.models.state import snapshot
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace
 
@@ -24,7 +25,7 @@ def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step
     hp, model = hyperparameters, workspace.model.eval()
     averaged = step.average is not None or hp.alpha != 1.0
     changed = model if averaged else model.head
-    trained = {name: tensor.detach().clone() for name, tensor in changed.state_dict().items()} if averaged or _rebuilds_head(hp) else None
+    trained = snapshot(changed) if averaged or _rebuilds_head(hp) else None
     try:
         if trained is not None and step.average is not None:
             copy_state(model, {**trained, **step.average})

@@ -2,12 +2,13 @@
 
 It is the only process that writes to the study. A trial is RUNNING in the database from the moment it is asked until its end has
 been written to the journal and told; a coordinator that finds RUNNING trials adopts them: same number, same parameters.
+
+While the database is away, trials that run go on: their reports and ends wait in the ledger, nothing is asked and nothing pruned.
 """
 
 import logging
 import math
 import statistics
-import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,28 +18,19 @@ from optuna.trial import Trial, TrialState
 
 from autoft.config import StudyConfig
 from autoft.enqueue import configuration_name
-from autoft.errors import ClusterError, Interrupted, TrialCodeError
+from autoft.errors import ClusterError, Interrupted, StorageUnavailable, TrialCodeError
 from autoft.executor import Event, Executor, Failed, FailureKind, Finished, Job, Reported, Stopped
 from autoft.journal import Entry, Journal
+from autoft.ledger import FAILURE_ATTRIBUTE, Ledger, replay_journal, tell
+from autoft.lifeline import ALWAYS_THERE, Lifeline, Observe, Outage, Wish
 from autoft.samplers import SeededSampler, make_pruner
 from autoft.search_space import sample_hyperparameters
 from autoft.trial import TrialResult, report_steps
 
 logger = logging.getLogger(__name__)
 
-ID_ATTRIBUTE = "autoft:id"
-RUN_ATTRIBUTE = "run"
-FAILURE_ATTRIBUTE = "failure_kind"
-INFRASTRUCTURE_RETRIES = 20
-FAILED_TRIALS_LIMIT = 5  # trials in a row given up for infrastructure before the search stops
-FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
-
-Observe = Callable[[dict[str, Any]], None]
-
-
-def count_finished(study: Study) -> int:
-    """Trials that count towards `n_trials`: complete and pruned ones."""
-    return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
+RETRIES = {FailureKind.INFRASTRUCTURE: 20, FailureKind.TIMEOUT: 1}  # how often a trial is run again, by why it failed
+FAILED_TRIALS_LIMIT = 5  # trials in a row given up before the search stops
 
 
 @dataclass
@@ -52,51 +44,103 @@ class _Running:
     enqueued: bool = False  # never pruned: the study is not to be worse than this configuration
     pruned: bool = False
     attempts: int = 1
+    failures: dict[FailureKind, int] = field(default_factory=dict)
 
 
 class Coordinator:
     """One study's search, from wherever it stands to `n_trials` finished trials."""
 
     def __init__(
-        self, config: StudyConfig, study: Study, executor: Executor, journal: Journal, observe: Observe, should_stop: Callable[[], bool]
+        self,
+        config: StudyConfig,
+        study: Study,
+        executor: Executor,
+        journal: Journal,
+        observe: Observe,
+        should_stop: Callable[[], bool],
+        lifeline: Lifeline = ALWAYS_THERE,
+        outage: Outage | None = None,
     ) -> None:
         self._config, self._study, self._executor, self._journal = config, study, executor, journal
-        self._observe, self._should_stop = observe, should_stop
+        self._observe, self._should_stop, self._lifeline = observe, should_stop, lifeline
+        self._outage = outage or Outage(lifeline, observe)
+        self._ledger = Ledger(self._outage)
         self._running: dict[int, _Running] = {}
-        self._given_up = 0
+        self._finished = self._given_up = 0
+        self._orphans = True  # whether the study may hold RUNNING trials that are not in `_running` or the ledger
+        self._paused = False
         self._last_report = report_steps(config)[-1]
         self._one_objective = len(config.search.objectives) == 1  # Optuna takes reports and prunes for one only
         study.sampler = SeededSampler(config.search)
         study.pruner = make_pruner(config)
 
     def run(self) -> None:
-        """Search until `n_trials` trials are finished.
+        """Search until `n_trials` trials are finished and told.
 
         Raises:
-            Interrupted: `should_stop()` said so; running trials stay RUNNING and are adopted by the next run.
+            Interrupted: `should_stop()` said so, and running trials are adopted by the next run; or somebody wished the study to end.
+            StudyLocked: another coordinator has taken the study over.
             TrialCodeError: a trial failed in a way that every trial would.
             ClusterError: workers keep dying, or the batch does not fit the device.
+            StorageError: the database was away for too long.
         """
-        self._finished = replay_journal(self._config, self._study, self._journal)
-        self._adopt()
-        while self._finished < self._config.search.n_trials:
-            if self._should_stop():
-                raise Interrupted(f"stopped with {self._finished} of {self._config.search.n_trials} trials finished")
+        self._finished = self._outage.patiently(lambda: replay_journal(self._config, self._study, self._journal), self._should_stop)
+        while self._finished < self._config.search.n_trials or self._ledger or self._orphans:
+            self._obey()
             self._fill()
             for event in self._executor.poll(timeout_seconds=0.2):
                 self._handle(event)
+            self._ledger.flush()
+
+    def _obey(self) -> None:
+        """What signals, successors and other people's wishes ask."""
+        of = f"{self._finished} of {self._config.search.n_trials} trials finished"
+        if self._should_stop():
+            raise Interrupted(f"stopped with {of}")
+        self._lifeline.check_owner()
+        wish = self._lifeline.wish()
+        if wish == Wish.CANCEL:
+            self._cancel()
+        if wish in (Wish.STOP, Wish.CANCEL) and not self._running:
+            raise Interrupted(f"{'stopped' if wish == Wish.STOP else 'cancelled'} on request with {of}", 0)
+        if (wish == Wish.PAUSE) != self._paused:
+            self._paused = wish == Wish.PAUSE
+            self._observe({"event": "paused" if self._paused else "resumed", "study": self._config.study})
+
+    def _cancel(self) -> None:
+        for running in list(self._running.values()):
+            self._end(running, "failed", None, {"message": "cancelled on request"}, FailureKind.CANCELLED)
 
     def _fill(self) -> None:
-        while len(self._running) < self._executor.slots and self._finished + len(self._running) < self._config.search.n_trials:
-            self._start(self._study.ask())
+        """Give trials to free workers: first those an earlier coordinator, or an outage, left RUNNING."""
+        if self._ledger or self._lifeline.wish() != Wish.RUN or not self._outage.may_try():
+            return
+        try:
+            if self._orphans:
+                self._adopt()
+                self._orphans = False
+                self._outage.ended()
+            while self._wanted() > 0 and len(self._running) < self._executor.slots:
+                self._start(self._study.ask())
+                self._outage.ended()
+        except StorageUnavailable as error:
+            self._orphans = True  # a trial that was asked for may have been made
+            self._outage.began(error)
+
+    def _wanted(self) -> int:
+        return self._config.search.n_trials - self._finished - len(self._running)
 
     def _adopt(self) -> None:
-        """Run again what an earlier coordinator left RUNNING, drawing the parameters it had not drawn yet."""
+        """Run again what was left RUNNING, drawing the parameters that had not been drawn yet."""
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._finished + len(self._running) < self._config.search.n_trials:
-                self._start(Trial(self._study, frozen._trial_id), frozen.intermediate_values.keys())
+            if frozen.number in self._running:
+                continue
+            trial = Trial(self._study, frozen._trial_id)
+            if self._wanted() > 0:
+                self._start(trial, frozen.intermediate_values.keys())
             else:  # n_trials was lowered in the meantime
-                self._study.tell(frozen.number, state=TrialState.FAIL)
+                trial.set_user_attr(FAILURE_ATTRIBUTE, FailureKind.CANCELLED.value)
+                self._study.tell(trial, state=TrialState.FAIL)
 
     def _start(self, trial: Trial, known_steps: Collection[int] | None = None) -> None:
         hyperparameters = sample_hyperparameters(trial, self._config.search_space)
@@ -130,12 +174,19 @@ class Coordinator:
     def _report(self, running: _Running, step: int, score: float) -> None:
         running.reports.append((step, score))
         if step not in running.known_steps and self._one_objective:
-            running.trial.report(score, step)
+            self._ledger.write(lambda: running.trial.report(score, step))
         self._observe({"event": "trial_reported", "trial": running.job.number, "step": step, "score": score})
         may_prune = self._one_objective and not running.enqueued and not running.pruned and step < self._last_report
-        if may_prune and running.trial.should_prune():
+        if may_prune and not self._ledger and self._should_prune(running.trial):
             running.pruned = True
             self._executor.prune(running.job.number)
+
+    def _should_prune(self, trial: Trial) -> bool:
+        try:
+            return trial.should_prune()
+        except StorageUnavailable as error:
+            self._outage.began(error)
+            return False
 
     def _fail(self, running: _Running, failure: Failed) -> None:
         number = running.job.number
@@ -145,17 +196,10 @@ class Coordinator:
         match failure.kind:
             case FailureKind.DIVERGED:
                 self._end(running, "pruned", None, details, failure.kind)
-            case FailureKind.INFRASTRUCTURE if running.attempts <= INFRASTRUCTURE_RETRIES:
-                running.attempts += 1
-                running.known_steps |= {step for step, _ in running.reports}
-                running.reports.clear()
-                self._observe({"event": "trial_retried", "trial": number, "attempt": running.attempts, "message": failure.message})
-                self._executor.submit(running.job)
-            case FailureKind.INFRASTRUCTURE:
+            case FailureKind.INFRASTRUCTURE | FailureKind.TIMEOUT:
+                self._retry(running, failure, details)
+            case FailureKind.CANCELLED:
                 self._end(running, "failed", None, details, failure.kind)
-                self._given_up += 1
-                if self._given_up >= FAILED_TRIALS_LIMIT:
-                    raise ClusterError(f"{self._given_up} trials were lost {INFRASTRUCTURE_RETRIES} times each: {failure.message}")
             case FailureKind.OUT_OF_MEMORY:
                 self._end(running, "failed", None, details, failure.kind)
                 raise ClusterError(
@@ -166,6 +210,22 @@ class Coordinator:
                 self._end(running, "failed", None, details, failure.kind)
                 raise TrialCodeError(f"trial {number} failed, and so would every other:\n{failure.message}")
 
+    def _retry(self, running: _Running, failure: Failed, details: dict[str, Any]) -> None:
+        """Run a trial again that was lost through no fault of its parameters, or give it up."""
+        failures = running.failures[failure.kind] = running.failures.get(failure.kind, 0) + 1
+        if failures <= RETRIES[failure.kind]:
+            running.attempts += 1
+            running.known_steps |= {step for step, _ in running.reports}
+            running.reports.clear()
+            number = running.job.number
+            self._observe({"event": "trial_retried", "trial": number, "attempt": running.attempts, "message": failure.message})
+            self._executor.submit(running.job)
+            return
+        self._end(running, "failed", None, details, failure.kind)
+        self._given_up += 1
+        if self._given_up >= FAILED_TRIALS_LIMIT:
+            raise ClusterError(f"{self._given_up} trials in a row were given up ({failure.kind}): {failure.message}")
+
     def _end(
         self, running: _Running, state: Any, result: TrialResult | None, details: dict[str, Any], failure: FailureKind | None = None
     ) -> None:
@@ -173,7 +233,7 @@ class Coordinator:
         if failure is not None:
             details = details | {FAILURE_ATTRIBUTE: failure.value}
         entry = Entry(
-            study_id=study_id(self._study),
+            study_id=self._journal.study_id,
             number=running.job.number,
             digest=running.job.hyperparameters.digest(),
             state=state,
@@ -183,9 +243,11 @@ class Coordinator:
             values=() if result is None else tuple(result.values[name] for name in self._config.search.objectives),
         )
         self._journal.append(entry)
-        tell(self._study, running.trial, entry)
         del self._running[running.job.number]
-        self._finished += state != "failed"
+        if state != "failed":
+            self._finished += 1
+            self._given_up = 0
+        self._ledger.write(lambda: tell(self._study, running.trial, entry))
         self._observe(
             {"event": "trial_ended", "trial": entry.number, "state": state, "score": entry.score, "finished": self._finished, **entry.details}
         )
@@ -195,52 +257,5 @@ def _details(result: TrialResult, worker: str) -> dict[str, Any]:
     """What is noted on a trial beside its score."""
     repeats = {"repeats": list(result.repeats), "repeat_sd": statistics.stdev(result.repeats)} if len(result.repeats) > 1 and math.isfinite(result.score) else {}
     interval = {"ci_low": result.ci_low, "ci_high": result.ci_high} if math.isfinite(result.score) else {}
-    return {"worker": worker, "seconds": result.seconds, "samples": result.samples, **interval, **repeats}
-
-
-def study_id(study: Study) -> str:
-    """The id that ties a run folder's journal to its study, made when first asked for."""
-    known = study.user_attrs.get(ID_ATTRIBUTE)
-    if known is None:
-        known = uuid.uuid4().hex
-        study.set_user_attr(ID_ATTRIBUTE, known)
-    return str(known)
-
-
-def tell(study: Study, trial: Trial, entry: Entry) -> None:
-    """Write a journal entry to a RUNNING trial of the study."""
-    details = {name: value for name, value in entry.details.items() if name != FAILURE_ATTRIBUTE}
-    trial.set_user_attr(RUN_ATTRIBUTE, details)
-    if FAILURE_ATTRIBUTE in entry.details:
-        trial.set_user_attr(FAILURE_ATTRIBUTE, entry.details[FAILURE_ATTRIBUTE])
-    match entry.state:
-        case "complete":
-            study.tell(trial, list(entry.values) or entry.score)
-        case "pruned":
-            study.tell(trial, state=TrialState.PRUNED)
-        case "failed":
-            study.tell(trial, state=TrialState.FAIL)
-
-
-def replay_journal(config: StudyConfig, study: Study, journal: Journal) -> int:
-    """Tell the study what the journal knows and the database lost; returns how many trials are finished.
-
-    Only a trial that is still RUNNING with the very parameters of the journal's line is told.
-
-    Raises:
-        StudyConflict: the journal is another study's.
-    """
-    running = {trial.number: trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
-    for entry in journal.entries():
-        frozen = running.pop(entry.number, None)
-        if frozen is None:
-            continue
-        trial = Trial(study, frozen._trial_id)
-        if sample_hyperparameters(trial, config.search_space).digest() != entry.digest:
-            continue
-        for step, score in entry.reports:
-            if step not in frozen.intermediate_values:
-                trial.report(score, step)
-        tell(study, trial, entry)
-        logger.info("trial %d told from the journal", entry.number)
-    return count_finished(study)
+    split = {"batch_split": result.batch_split, "batch_split_exact": result.batch_split_exact} if result.batch_split > 1 else {}
+    return {"worker": worker, "seconds": result.seconds, "samples": result.samples, **interval, **repeats, **split}

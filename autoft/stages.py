@@ -25,7 +25,7 @@ from autoft.full_finetune import Emit, FullFinetune
 from autoft.methods import Setting, method_hyperparameters, slug
 from autoft.models import CheckpointInfo, copy_state, read_state, save_checkpoint
 from autoft.models.averaging import greedy_soup, uniform_soup
-from autoft.models.state import State
+from autoft.models.state import State, snapshot
 from autoft.search_space import Hyperparameters
 from autoft.wise_ft import interpolator
 from autoft.workspace import Workspace
@@ -41,7 +41,7 @@ class StageRequest:
     wise_ft_of: the one of them that WiSE-FT interpolates, if the study has a `wise_ft` section; None: none of them.
     soup_with: more fine-tunes, by name, that make a greedy soup with the first of `methods`; they are not evaluated themselves. None: no
         soup is made.
-    validated: whether every model is scored on the validation sets too, in a stage of its own.
+    validated: whether every model is scored on the validation sets too, beside the test sets.
     with_zero_shot: whether the zero-shot model is scored too.
     """
 
@@ -92,8 +92,6 @@ def _run_stages(stages: "_Stages", request: StageRequest) -> None:
         stages.wise_ft(request.wise_ft_of)
     if request.soup_with is not None:
         stages.soup(members)
-    if request.validated:
-        stages.validate()
     stages.evaluate()
 
 
@@ -188,7 +186,7 @@ class _Stages:
         chosen = max(curve, key=lambda point: (sign * point[section.select_on], point["alpha"]))
         place(chosen["alpha"])
         scores = {"val_id": chosen["val_id"], "val_ood": chosen["val_ood"]}
-        state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        state = snapshot(workspace.model)
         self.save(folder, state, "wise_ft", self._request.methods[source], scores, alpha=chosen["alpha"])
         return {"alpha": chosen["alpha"], "select_on": section.select_on, "curve": curve}
 
@@ -216,21 +214,11 @@ class _Stages:
         loaders = [partial(read_state, self._run_dir / "checkpoints" / name, workspace.device) for name in members]
         uniform = score(uniform_soup(loaders))
         soup = greedy_soup(loaders, score, config.direction)
-        score(soup.state)  # as the members were judged: with BatchNorm statistics estimated again, even of one alone
-        state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
-        self.save(folder, state, "soup", self._request.methods[members[0]], {judge: workspace.score(judge)})
+        value = score(soup.state)  # as the members were judged: with BatchNorm statistics estimated again, even of one alone
+        state = snapshot(workspace.model)
+        self.save(folder, state, "soup", self._request.methods[members[0]], {judge: value})
         names = [members[index] for index in soup.members]
         return {"members": names, "select_on": judge, "own_scores": dict(zip(members, soup.own_scores, strict=True)), "uniform": uniform, "greedy": soup.score}
-
-    def validate(self) -> None:
-        """Score every model on the validation sets."""
-        for model, model_key in self._scored():
-            key = section_hash([model_key, self._content, self._config.metric])
-            self._run(f"validate-{model}", key, lambda model=model: self._validate(model))  # type: ignore[misc]
-
-    def _validate(self, model: str) -> dict[str, Any]:
-        self._place(model)
-        return {name: self._workspace.score(name) for name in ("val_id", "val_ood")}
 
     def _scored(self) -> list[tuple[str, str]]:
         """The models to score, and their keys: all but what is only there to be averaged."""
@@ -254,19 +242,21 @@ class _Stages:
         """Score every model on every test set, once."""
         tests = {name: [str(split), images.content_hash] for name, (split, images) in self._workspace.data.tests.items()}
         for method, model_key in self._scored():
-            key = section_hash([model_key, tests, self._config.evaluate.batch_size, self._config.metric])
-            self._run(f"evaluate-{method}", key, lambda method=method: {"evaluations": self._evaluate(method)})  # type: ignore[misc]
+            sets = [tests, self._content] if self._request.validated else tests
+            key = section_hash([model_key, sets, self._config.evaluate.batch_size, self._config.metric])
+            self._run(f"evaluate-{method}", key, lambda method=method: self._evaluate(method))  # type: ignore[misc]
 
-    def _evaluate(self, method: str) -> list[dict[str, Any]]:
+    def _evaluate(self, method: str) -> dict[str, Any]:
         workspace = self._workspace
         seed = self._place(method)
+        validation = {name: workspace.score(name) for name in ("val_id", "val_ood")} if self._request.validated else {}
         rows = []
         for name, (split, _) in workspace.data.tests.items():
             self.check_stop(f"before scoring {method} on {name}")
             scored = evaluation_rows(workspace, name, split, {"model": method, "seed": seed})
             self._emit({"event": "evaluated", "model": method, "dataset": name, "value": scored[0]["value"]})
             rows += scored
-        return rows
+        return {"evaluations": rows, **validation}
 
     def check_stop(self, where: str) -> None:
         """Raise `Interrupted` if the run is to stop."""

@@ -1,22 +1,23 @@
 """What other methods' loss terms need beside the model's own forward pass: above all one forward pass of the frozen model."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from autoft.config.vocabulary import fill, templates
+from autoft.core_features import CoreTargets, affinities
 from autoft.errors import ModelError
+from autoft.frozen import frozen_clip, train_features
 from autoft.losses import MethodOutputs, Need
 from autoft.losses.mixtures import draw_mixtures
 from autoft.models import ClipClassifier, LoadedModel
 from autoft.models import slices as tower_slices
 from autoft.search_space import Hyperparameters
-from autoft.workspace import Workspace
+from autoft.workspace import Workspace, resident_device
 
 FEWEST_TEMPLATES = 8  # with so many templates of its own a study's are the contexts; ours
 TEXT_POOL = 1024  # random texts embedded once; ours, see `random_texts`
@@ -62,7 +63,7 @@ def method_outputs(
     zero_shot, device = workspace.zero_shot.tensors, workspace.device
     parts: dict[str, Any] = {}
     if "core" in needs:
-        parts["core_logits"], parts["core_targets"] = workspace.core_outputs(image_features, examples)
+        parts["core_logits"], parts["core_targets"] = core_outputs(workspace, image_features, examples)
     if "mixtures" in needs:
         labels = workspace.train.labels[examples.to(device, non_blocking=True)]
         parts["mixtures"] = draw_mixtures(image_features.detach(), labels, rng)
@@ -83,22 +84,24 @@ def method_outputs(
     )
 
 
-def frozen_clip(workspace: Workspace) -> nn.Module:
-    """The zero-shot open_clip model in evaluation mode, made at the first call and no part of the workspace's model.
+def core_outputs(workspace: Workspace, image_features: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a batch of TRAIN, the logits of the head of descriptions and what they are trained towards (DRM-style, reconstructed).
 
-    It is a second set of modules over the zero-shot state's own tensors, so it takes no memory for weights.
+    The first call goes once through TRAIN with the frozen model.
+
+    Args:
+        image_features: (batch, dim) of length 1, by the model as it trains.
+        examples: (batch,) int64 on the CPU.
+
+    Returns:
+        logits (batch, classes), and probabilities (batch, classes) fp32 without gradients.
     """
-    if "frozen_clip" not in workspace.cached:
-        clip, zero_shot = workspace.model.clip, workspace.zero_shot.tensors
-        instead: dict[int, Tensor] = {}  # by the id of what it stands for: what deepcopy takes as copied already
-        for name, parameter in clip.named_parameters():
-            instead[id(parameter)] = nn.Parameter(zero_shot[f"clip.{name}"], requires_grad=False)
-        for name, buffer in clip.named_buffers():
-            if f"clip.{name}" in zero_shot:
-                instead[id(buffer)] = zero_shot[f"clip.{name}"]
-        workspace.cached["frozen_clip"] = copy.deepcopy(clip, dict(instead)).eval()
-    found: nn.Module = workspace.cached["frozen_clip"]
-    return found
+    if "core_targets" not in workspace.cached:
+        found = affinities(train_features(workspace), workspace.zero_shot.tensors["core_head.weight"])
+        kept = found.to(resident_device(found.nbytes, workspace.device))
+        workspace.cached["core_targets"] = CoreTargets(kept, workspace.config.drm, workspace.device)
+    targets: CoreTargets = workspace.cached["core_targets"]
+    return workspace.model.core_logits(image_features), targets.of(examples)
 
 
 @torch.no_grad()

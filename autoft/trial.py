@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from autoft.batch_split import WHOLE
 from autoft.config import StudyConfig
 from autoft.evaluate import NonFiniteScore, Score, score_predictions
 from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, trial_recipe
@@ -35,6 +36,8 @@ class TrialResult:
     ci_low, ci_high: the score's 95 % interval over drawing other validation examples (see `score_predictions`), mean over repeats.
     values: the score on each objective, by name.
     repeats: each fine-tune's own score.
+    batch_split: parts that batches were computed in because they did not fit the memory; 1: none was split.
+    batch_split_exact: whether that changed nothing but rounding.
     """
 
     score: float
@@ -45,6 +48,8 @@ class TrialResult:
     steps: int
     samples: int
     seconds: float
+    batch_split: int = 1
+    batch_split_exact: bool = True
 
 
 class TrialStopped(Exception):
@@ -103,6 +108,7 @@ def run_trial(
     Raises:
         TrialDiverged: the loss or a score is not finite.
         TrialStopped: `should_stop()` said so; asked between steps.
+        torch.OutOfMemoryError: splitting batches was not enough; see `finetune`.
     """
     config = workspace.config
     trial = config.trial if confirm_steps is None else config.trial.model_copy(update={"steps": confirm_steps})
@@ -130,7 +136,7 @@ class _Run:
 
     def __init__(self, workspace: Workspace, recipe: Recipe, should_stop: Callable[[], bool]) -> None:
         self._workspace, self._recipe, self._should_stop = workspace, recipe, should_stop
-        self._started, self._samples = time.perf_counter(), 0
+        self._started, self._samples, self._split = time.perf_counter(), 0, WHOLE
 
     def once(self, repeat: int, reports: Collection[int]) -> Generator[Report, None, _End]:
         """One fine-tune; yields a report after each of the given steps."""
@@ -139,6 +145,7 @@ class _Run:
         losses: list[Tensor] = []
         for step in finetune(self._workspace, recipe):
             losses.append(step.loss)
+            self._split |= step.split
             self._samples += recipe.batch_size if step.number else 0  # step 0: nothing trains
             if step.number == recipe.steps:
                 break
@@ -164,6 +171,8 @@ class _Run:
             steps=self._recipe.steps,
             samples=self._samples,
             seconds=self._seconds(),
+            batch_split=self._split.parts,
+            batch_split_exact=self._split.exact,
         )
 
     def _score(self, losses: list[Tensor], step: Step) -> float:

@@ -14,7 +14,7 @@ from autoft.config import StudyConfig
 from autoft.confirm import Confirmation
 from autoft.enqueue import configuration_name
 from autoft.files import replace_text_stream
-from autoft.search import FAILURE_ATTRIBUTE, RUN_ATTRIBUTE
+from autoft.ledger import FAILURE_ATTRIBUTE, RUN_ATTRIBUTE
 from autoft.stages import stage_result
 
 MIN_PAIRS = 3  # a rank correlation of two pairs is always 1 or -1

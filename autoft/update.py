@@ -1,12 +1,14 @@
 """How a step's gradients become new weights: the optimizer a fine-tune asks for, its constraint, and the moving average."""
 
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from autoft.batch_split import recomputed
 from autoft.config import Constraint
 from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
@@ -48,19 +50,23 @@ class Update:
         workspace: Workspace,
         hyperparameters: Hyperparameters,
         total_steps: int,
-        gradients: Callable[[int], Any],
+        gradients: Callable[[int, int], Any],
+        most_parts: int,
         state: Mapping[str, Any] | None = None,
     ) -> "Update":
         """Build it for a model at the start of its fine-tune.
 
         Args:
-            gradients: adds the gradients of a step's loss, given its number, to the parameters'; SAFT calls it to find its mask.
+            gradients: adds the gradients of a step's loss, given its number and the parts to compute it in, to the parameters'; SAFT calls
+                it to find its mask.
+            most_parts: that a step can be computed in.
             state: of the optimizer, if the fine-tune is to go on from there; `load` it afterwards. It spares SAFT the search for its mask.
 
         Raises:
             ConfigError: the hyperparameters contradict each other.
+            torch.OutOfMemoryError: what it keeps does not fit the memory, or a gradient of SAFT's mask, in whatever parts.
         """
-        return cls(workspace, hyperparameters, _optimizer(workspace, hyperparameters, gradients, state), total_steps)
+        return cls(workspace, hyperparameters, _optimizer(workspace, hyperparameters, gradients, most_parts, state), total_steps)
 
     def step(self, step: int, multiplier: float, clip_grad_norm: float | None) -> None:
         """Turn the gradients that are there into new weights, and drop them.
@@ -69,6 +75,10 @@ class Update:
             step: its number from 0.
             multiplier: of every group's rate.
             clip_grad_norm: the largest norm the gradient may have; of SAFT's that of the entries that train.
+
+        Raises:
+            torch.OutOfMemoryError: the optimizer's state does not fit the memory beside weights and gradients: no smaller batch would help.
+                Or TPGM's backward pass on held-out examples does not, though the step's own did.
         """
         if clip_grad_norm is not None and isinstance(self.optimizer, SparseAdamW):
             self.optimizer.clip_grad_norm_(clip_grad_norm)
@@ -103,7 +113,7 @@ def _floating(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _optimizer(
-    workspace: Workspace, hp: Hyperparameters, gradients: Callable[[int], Any], state: Mapping[str, Any] | None
+    workspace: Workspace, hp: Hyperparameters, gradients: Callable[[int, int], Any], most_parts: int, state: Mapping[str, Any] | None
 ) -> torch.optim.Optimizer:
     model = workspace.model
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -123,7 +133,7 @@ def _optimizer(
     if hp.constraint == "saft" and hp.optimizer != "adamw":
         raise ConfigError(f"optimizer = {hp.optimizer!r} is not possible with constraint saft, whose sparse optimizer is AdamW")
     if hp.constraint == "saft":
-        kept = _largest_gradients(workspace, hp, named, gradients) if state is None else kept_indices(state)
+        kept = _largest_gradients(workspace, hp, named, gradients, most_parts) if state is None else kept_indices(state)
         return SparseAdamW(named_groups(base.param_groups, named.items()), kept, betas=(hp.momentum, hp.beta2))
     anchor = {name: workspace.zero_shot.tensors[name] for name in named}
     if hp.start == "linear_probe":  # the zero-shot head is not where this one starts
@@ -139,19 +149,28 @@ def _optimizer(
 
 
 def _largest_gradients(
-    workspace: Workspace, hp: Hyperparameters, named: Mapping[str, torch.nn.Parameter], gradients: Callable[[int], Any]
+    workspace: Workspace,
+    hp: Hyperparameters,
+    named: Mapping[str, torch.nn.Parameter],
+    gradients: Callable[[int, int], Any],
+    most_parts: int,
 ) -> dict[str, Tensor]:
     """The entries SAFT trains, by parameter: those with the largest summed gradient at the start (Nguyen et al. 2024, arXiv 2407.03036).
 
     The gradient is that of the recipe's own loss: cross-entropy in SAFT, whatever else is in it where a search combines them.
     """
-    magnitudes = GradientMagnitudes(named.items(), hp.mask_reduction)
-    for step in range(hp.mask_batches):
-        training_mode(workspace)
-        gradients(step)
-        magnitudes.add()
-    indices = select(magnitudes.result(), hp.density)
-    workspace.model.zero_grad(set_to_none=True)
+
+    def summed(parts: int) -> dict[str, Tensor]:
+        magnitudes = GradientMagnitudes(named.items(), hp.mask_reduction)
+        for step in range(hp.mask_batches):
+            training_mode(workspace)
+            gradients(step, parts)
+            magnitudes.add()
+        return magnitudes.result()
+
+    drop = functools.partial(workspace.model.zero_grad, set_to_none=True)
+    indices = select(workspace.fitting(summed, most_parts, undo=drop), hp.density)
+    drop()
     buffers = {name for name, _ in workspace.model.named_buffers()}
     with torch.no_grad():  # BatchNorm has counted the batches
         for name, tensor in workspace.model.state_dict().items():
@@ -166,7 +185,13 @@ def _held_out_loss(workspace: Workspace, hp: Hyperparameters, step: int) -> Tens
     rng = torch.Generator().manual_seed((hp.seed * 1_000_003 + step + 1) % (2**63) ^ 0x7E57)
     examples = pool[torch.randint(len(pool), (min(workspace.config.trial.batch_size, len(pool)),), generator=rng)]
     images = workspace.train_transform(workspace.train.take(examples), rng)
+    labels = workspace.train.labels[examples.to(workspace.device, non_blocking=True)]
     workspace.model.eval()
-    with workspace.autocast():
-        logits = workspace.model.head(workspace.model.image_features(images))
-    return cross_entropy(logits, workspace.train.labels[examples.to(workspace.device, non_blocking=True)])
+
+    def loss(parts: int) -> Tensor:
+        with workspace.autocast(cache=parts == 1):
+            (features,) = recomputed(lambda part: (workspace.model.image_features(part),), images, parts)
+            logits = workspace.model.head(features)
+        return cross_entropy(logits, labels)
+
+    return workspace.fitting(loss, len(examples))

@@ -2,20 +2,21 @@
 
 import functools
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autoft.batch_split import fitting
 from autoft.config import StudyConfig
-from autoft.core_features import CoreTargets, affinities, frozen_features, read_descriptions
+from autoft.core_features import read_descriptions
 from autoft.data import ImageSet, StudyData, load_study_data
-from autoft.data.transforms import TrainTransform, eval_transform, resized
+from autoft.data.transforms import TrainTransform, eval_transform
 from autoft.errors import ConfigError
 from autoft.evaluate import metric_fn, pool_index, pooled_logits
 from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
@@ -24,6 +25,8 @@ from autoft.models.load import resolve_device
 # Images, and affinities to descriptions, are kept on a GPU if they take less than this share of its free memory, else copied batch by
 # batch from pinned memory.
 RESIDENT_SHARE = 0.25
+
+T = TypeVar("T")
 
 
 def configure_torch(threads: int) -> None:
@@ -80,7 +83,12 @@ def _as_tensor(images: np.ndarray[Any, Any]) -> Tensor:
 
 @dataclass(kw_only=True)
 class Workspace:
-    """A worker's warm state. `model` changes while it trains; everything else stays as it was loaded."""
+    """A worker's warm state. `model` changes while it trains; everything else stays as it was loaded.
+
+    batch_split: parts a step's batch is computed in, 1 until one did not fit the memory. It changes rounding only, but for models with
+        BatchNorm in training mode or dropout; see `autoft.gradients`.
+    evaluation_split: likewise of batches in evaluation, which never changes more than rounding.
+    """
 
     config: StudyConfig
     device: torch.device
@@ -92,7 +100,9 @@ class Workspace:
     texts: TextBank
     train_transform: TrainTransform
     sets: dict[str, DeviceImages]
-    cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use: see autoft.teacher
+    batch_split: int = 1
+    evaluation_split: int = 1
+    cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use, by name; see `forget`
 
     @classmethod
     def load(cls, config: StudyConfig, device: str, cache_dir: Path, splits: Collection[str] = ("train", "val_ood")) -> "Workspace":
@@ -122,11 +132,16 @@ class Workspace:
             sets={},
         )
 
-    def autocast(self) -> Any:
-        """bf16 autocast where the study's precision asks for it, else nothing."""
+    def fitting(self, compute: Callable[[int], T], most: int, undo: Callable[[], None] = lambda: None) -> T:
+        """`compute` a batch in as few parts as fit the memory, and remember how many; see `autoft.batch_split.fitting`."""
+        found, self.batch_split = fitting(compute, self.batch_split, most, self.device, undo)
+        return found
+
+    def autocast(self, cache: bool = True) -> Any:
+        """bf16 autocast where the study's precision asks for it, else nothing; `cache`: each weight is cast once within it."""
         precision = self.config.model.precision
         if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=cache)
         return nullcontext()
 
     def images(self, name: str) -> DeviceImages:
@@ -149,19 +164,30 @@ class Workspace:
         self.sets.clear()
         self.cached.clear()
 
-    @torch.no_grad()
     def logits(self, name: str) -> Tensor:
         """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode.
 
-        Of a model with two heads, log probabilities: each head's logits are brought to the set's classes before the two are mixed.
+        Of a model with two heads, log probabilities: each head's logits are brought to the set's classes before the two are mixed. Batches
+        are of `evaluate.batch_size`, or smaller ones where those do not fit the memory.
+
+        Raises:
+            torch.OutOfMemoryError: nor does a single image.
         """
+        most = self.config.evaluate.batch_size
+        found, self.evaluation_split = fitting(
+            lambda parts: self._logits(name, -(-most // parts)), self.evaluation_split, most, self.device
+        )
+        return found
+
+    @torch.no_grad()
+    def _logits(self, name: str, batch_size: int) -> Tensor:
         self.model.eval()
         pixels = self.loaded.preprocess
         images = self.images(name)
         project = None if images.pools is None else functools.partial(pooled_logits, pools=images.pools)
         parts = []
         with self.autocast():
-            for batch in images.batches(self.config.evaluate.batch_size):
+            for batch in images.batches(batch_size):
                 parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std), project).float())
         return torch.cat(parts)
 
@@ -170,35 +196,3 @@ class Workspace:
         images = self.images(name)
         metric = metric_fn(self.config.metric)
         return float(metric(self.logits(name), images.labels, images.groups, images.set.class_count))
-
-    def core_outputs(self, image_features: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a batch of TRAIN, the logits of the head of descriptions and what they are trained towards (DRM-style, reconstructed).
-
-        The first call goes once through TRAIN with the zero-shot model, without touching `model` or its gradients.
-
-        Args:
-            image_features: (batch, dim) of length 1, by the model as it trains.
-            examples: (batch,) int64 on the CPU.
-
-        Returns:
-            logits (batch, classes), and probabilities (batch, classes) fp32 without gradients.
-        """
-        if "core_targets" not in self.cached:
-            self.cached["core_targets"] = CoreTargets(self._core_affinities(), self.config.drm, self.device)
-        targets: CoreTargets = self.cached["core_targets"]
-        return self.model.core_logits(image_features), targets.of(examples)
-
-    @torch.no_grad()
-    def _core_affinities(self) -> Tensor:
-        """The zero-shot model's affinity of every image of TRAIN, not augmented, to each class's descriptions: (n, classes) fp32."""
-        pixels, core_weight = self.loaded.preprocess, self.zero_shot.tensors["core_head.weight"]
-        shape = len(self.train), len(core_weight)
-        found = torch.empty(shape, device=resident_device(4 * shape[0] * shape[1], self.device))
-        first = 0
-        with self.autocast():
-            for squares in self.train.batches(self.config.evaluate.batch_size):
-                images = eval_transform(resized(squares, pixels.size, pixels.interpolation), pixels.mean, pixels.std)
-                features = frozen_features(self.model, self.zero_shot.tensors, images)
-                found[first : first + len(features)] = affinities(features, core_weight)
-                first += len(features)
-        return found

@@ -35,9 +35,10 @@ from autoft.config.vocabulary import fill
 from autoft.data import load_study_data
 from autoft.executor import Executor, InProcessExecutor
 from autoft.journal import Journal
+from autoft.ledger import study_id
 from autoft.models import load_model
 from autoft.pipeline import package_versions
-from autoft.search import Coordinator, study_id
+from autoft.search import Coordinator
 from benches.bare_loop import Hot, bare_trial, load_hot
 from storage import embedded_url, open_study
 

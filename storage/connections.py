@@ -17,16 +17,21 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from autoft.errors import StorageError
 from storage.urls import StorageURL
 
-# A silent peer is given up after 30 s + 3 x 10 s on either side; a server then frees the lock of a machine that vanished.
+# A silent peer is given up after 10 s + 3 x 5 s on either side; a server then frees the lock of a machine that vanished.
 _CLIENT_LIMITS: dict[str, object] = {
     "connect_timeout": 10,
     "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
+    "tcp_user_timeout": 25_000,
 }
-_SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+_SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 25000"
+# A role of the same name as our own schema would find that first on the default search_path, "$user", public: Optuna's tables and a study's
+# lock would be looked for in two places, before our schema is made and after. Optuna's tables are never meant to be there.
+_NOT_OUR_SCHEMA = (
+    "SELECT set_config('search_path', regexp_replace(current_setting('search_path'), '\"\\$user\"\\s*,?\\s*', ''), false) WHERE current_user = 'autoft'"
+)
 _POOLER_PROBE_SECONDS = 3.0
 
 
@@ -53,6 +58,7 @@ def connect_postgres(url: StorageURL, *, read_only: bool = False, keeps_locks: b
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(_SERVER_KEEPALIVES)
+            cursor.execute(_NOT_OUR_SCHEMA)
         if keeps_locks:
             _refuse_transaction_pooler(connection, arguments, url)
         connection.autocommit = False

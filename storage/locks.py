@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -18,11 +19,17 @@ from typing import Any
 
 import psycopg2
 
-from autoft.errors import StudyLocked, StudyNotFound
+from autoft.errors import StorageUnavailable, StudyLocked, StudyNotFound
+from storage.attributes import BEAT_ATTR, OWNER_ATTR
 from storage.connections import application_name, backend_pid, connect_postgres
 from storage.urls import StorageURL
 
-OWNER_ATTR = "autoft:owner"  # study system attribute: whoever took the lock last
+logger = logging.getLogger(__name__)
+
+_STARTED = datetime.now(UTC)  # this process, nearly
+
+STALE_SECONDS = 20.0  # without a sign of life for so long, an owner may be cut off, and whoever asks for the study waits
+TAKEOVER_SECONDS = 60.0  # ... and for so long, it is deposed: its session is ended, and it finds that out when it writes
 _SETTLE_SECONDS = 10.0  # how long the lock of a process that is certainly gone may linger, as in its last children or in the server
 
 _HOLDERS = """
@@ -51,6 +58,8 @@ class Holder:
         """True where the holder ran on this machine and its process no longer exists."""
         if self.pid is None or self.host != socket.gethostname()[:40]:
             return False
+        if self.pid == os.getpid():  # ourselves, or before us a process of our number, as the first of a container that was started again
+            return self.since is not None and self.since < _STARTED
         try:
             os.kill(self.pid, 0)
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -123,6 +132,7 @@ class PostgresStudyLock:
             connection.autocommit = True
             self._take(connection)
             self._check_still_ours(connection)
+            self._beat(connection)
             self._backend = backend_pid(connection)
             connection.autocommit = False
         except BaseException:
@@ -135,6 +145,13 @@ class PostgresStudyLock:
         """From now on a reconnection insists that the study's owner attribute still carries `token`."""
         self._owned = (study_id, token)
 
+    def descriptor(self) -> int | None:
+        """Of the connection's socket; None where there is none."""
+        try:
+            return None if self._connection is None else int(self._connection.fileno())
+        except psycopg2.Error:  # closed
+            return None
+
     def release(self) -> None:
         """Close the connection; the lock is free when this returns."""
         if self._connection is None:
@@ -142,6 +159,13 @@ class PostgresStudyLock:
         try:
             self._connection.rollback()
             with self._connection.cursor() as cursor:
+                if self._owned is not None:  # so that nobody waits for a sign of life
+                    cursor.execute(
+                        "UPDATE study_system_attributes SET value_json = (value_json::jsonb || '{\"left\": true}')::text "
+                        "WHERE study_id = %s AND key = %s AND value_json::jsonb ->> 'token' = %s",
+                        (self._owned[0], OWNER_ATTR, self._owned[1]),
+                    )
+                    self._connection.commit()
                 cursor.execute("SELECT pg_advisory_unlock_all()")
             self._connection.close()
         except psycopg2.Error:
@@ -149,18 +173,88 @@ class PostgresStudyLock:
         self._connection = None
 
     def _take(self, connection: Any) -> None:
+        """Take the lock, waiting for an owner that may be gone. An owner that comes back never ends another's session.
+
+        The lock may be free though the owner lives: it was lost with a connection that it has not had to make again yet. Then, as where it
+        is held, the owner's sign of life decides; it is given up only after not having moved for `STALE_SECONDS` before our eyes.
+        """
         key = lock_key(current_schema(connection), self._study)
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while not self._try(connection, key):
-            holder = holders(connection).get(key)
+        began = time.monotonic()
+        deadline, seen_at, waiting = began + _SETTLE_SECONDS, began, False
+        seen = self._attribute(connection, BEAT_ATTR)
+        while True:
+            if self._try(connection, key):
+                owner = self._live_owner(connection)
+                if self._owned is not None or owner is None:
+                    return
+                _unlock(connection, key)
+                holder: Holder | None = owner
+            else:
+                holder = holders(connection).get(key)
+                if self._owned is not None and holder is not None and not self._is_our_old_session(holder):
+                    self._check_still_ours(connection)
+                    if not holder.is_gone():
+                        raise _locked(self._url, self._study, holder)
+            if (beat := self._attribute(connection, BEAT_ATTR)) != seen:
+                seen, seen_at = beat, time.monotonic()
+                if waiting and holder is not None:
+                    raise _locked(self._url, self._study, holder)
+            still = time.monotonic() - seen_at
             if holder is not None and self._is_our_old_session(holder):
-                with connection.cursor() as cursor:  # the server has not noticed yet that this connection of ours is lost
-                    cursor.execute("SELECT pg_terminate_backend(%s)", (holder.backend,))
+                _end_session(connection, holder)  # the server has not noticed yet that this connection of ours is lost
             elif holder is not None and not holder.is_gone():
-                raise _locked(self._url, self._study, holder)
+                silent = self._silent_seconds(connection)
+                if holder.backend is not None and (silent is None or silent < STALE_SECONDS):
+                    raise _locked(self._url, self._study, holder)
+                if not waiting:
+                    waiting, deadline = True, time.monotonic() + TAKEOVER_SECONDS + _SETTLE_SECONDS
+                    logger.warning("%s owned study %r and has been silent for %.0f s; waiting for a sign of life", holder.describe(), self._study, silent or 0)
+                if holder.backend is not None and silent is not None and silent > TAKEOVER_SECONDS and still > STALE_SECONDS:
+                    _end_session(connection, holder)
             if time.monotonic() > deadline:
+                if holder is not None and self._is_our_old_session(holder):
+                    raise StorageUnavailable(f"database {self._url.safe}: the server has not ended our lost session yet")
                 raise _locked(self._url, self._study, holder)
-            time.sleep(0.05)
+            time.sleep(1.0 if waiting else 0.05)
+
+    def _live_owner(self, connection: Any) -> Holder | None:
+        """The study's owner, where it gave a sign of life lately and has not left nor is known to be gone."""
+        silent, text = self._silent_seconds(connection), self._attribute(connection, OWNER_ATTR)
+        if silent is None or silent > STALE_SECONDS or text is None:
+            return None
+        owner = json.loads(text)
+        if owner.get("left"):
+            return None
+        found = Holder(owner["host"], owner["pid"], None, f"process {owner['pid']} on host {owner['host']}", datetime.fromisoformat(owner["since"]))
+        return None if found.is_gone() else found
+
+    def _silent_seconds(self, connection: Any) -> float | None:
+        """How long ago the study's owner gave a sign of life, by the database's clock; None where it never did."""
+        beat = self._attribute(connection, BEAT_ATTR)
+        if beat is None:
+            return None
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT extract(epoch FROM clock_timestamp()) - %s::float8", (beat,))
+            return float(cursor.fetchone()[0])
+
+    def _attribute(self, connection: Any, key: str) -> str | None:
+        """A system attribute of the study as it is stored, in JSON; None where there is none, or no such study."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT a.value_json FROM study_system_attributes a JOIN studies s ON s.study_id = a.study_id WHERE s.study_name = %s AND a.key = %s",
+                (self._study, key),
+            )
+            row = cursor.fetchone()
+        return None if row is None else str(row[0])
+
+    def _beat(self, connection: Any) -> None:
+        """A first sign of life with the lock, so that nobody takes the last owner's silence for ours."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE study_system_attributes SET value_json = round(extract(epoch FROM clock_timestamp())::numeric, 1)::text "
+                "WHERE key = %s AND study_id = (SELECT study_id FROM studies WHERE study_name = %s)",
+                (BEAT_ATTR, self._study),
+            )
 
     @staticmethod
     def _try(connection: Any, key: int) -> bool:
@@ -169,8 +263,9 @@ class PostgresStudyLock:
             return bool(cursor.fetchone()[0])
 
     def _is_our_old_session(self, holder: Holder) -> bool:
-        ours = self._backend is not None and holder.backend == self._backend
-        return ours and (holder.host, holder.pid) == (socket.gethostname()[:40], os.getpid())
+        if (holder.host, holder.pid) != (socket.gethostname()[:40], os.getpid()):
+            return False
+        return self._owned is not None or (self._backend is not None and holder.backend == self._backend)
 
     def _check_still_ours(self, connection: Any) -> None:
         if self._owned is None:
@@ -185,6 +280,16 @@ class PostgresStudyLock:
         if owner["token"] != token:
             label = f"process {owner['pid']} on host {owner['host']}"
             raise _locked(self._url, self._study, Holder(None, None, None, label, datetime.fromisoformat(owner["since"])))
+
+
+def _end_session(connection: Any, holder: Holder) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", (holder.backend,))
+
+
+def _unlock(connection: Any, key: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 
 def new_owner(token: str) -> dict[str, Any]:

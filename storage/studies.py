@@ -13,12 +13,14 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from autoft.config import Direction
 from autoft.errors import StudyConflict, StudyNotFound
-from storage.locks import OWNER_ATTR, FileStudyLock, PostgresStudyLock, new_owner
-from storage.seam import storage_errors
+from autoft.lifeline import Wish
+from storage.attributes import CREATED_ATTR, OWNER_ATTR, WISH_ATTR, Asked
+from storage.locks import FileStudyLock, PostgresStudyLock, new_owner
+from storage.pulse import Pulse
+from storage.seam import guarded, storage_errors
 from storage.tables import open_for_reading, open_tables, prepare_tables, reading
 from storage.urls import StorageURL
-
-CREATED_ATTR = "autoft:created"  # study system attribute: ISO 8601 UTC; Optuna itself keeps no such time
+from storage.watchdog import Watchdog
 
 
 @dataclass
@@ -28,17 +30,23 @@ class StudyHandle:
     Attributes:
         storage: what `study` writes through: one connection, which holds the study's lock.
         created: whether this call made the study.
+        lifeline: beats until `close`.
     """
 
     url: StorageURL
     study: optuna.Study
     storage: BaseStorage
     created: bool
+    lifeline: Pulse
+    _watchdog: Watchdog | None = field(repr=False)
     _database: RDBStorage = field(repr=False)
     _lock: PostgresStudyLock | FileStudyLock = field(repr=False)
 
     def close(self) -> None:
         """Release the study. Calling it again does nothing."""
+        self.lifeline.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         _close(self._database, self._lock)
 
     def __enter__(self) -> StudyHandle:
@@ -64,7 +72,7 @@ def open_study(url: StorageURL, name: str, *, directions: Sequence[Direction], c
         if create:
             prepare_tables(url)
         else:
-            _require_study(url, name)
+            require_study(url, name)
         database, lock = _open_locked(url, name)
         try:
             return _own_study(url, name, list(directions), create, database, lock)
@@ -81,7 +89,7 @@ def load_study_readonly(url: StorageURL, name: str) -> optuna.Study:
         StorageError: the database cannot be reached or used.
     """
     with storage_errors(url):
-        _require_study(url, name)
+        require_study(url, name)
         return optuna.load_study(study_name=name, storage=optuna.storages.get_storage(open_for_reading(url)))
 
 
@@ -98,7 +106,7 @@ def _open_locked(url: StorageURL, name: str) -> tuple[RDBStorage, PostgresStudyL
 def _own_study(
     url: StorageURL, name: str, directions: list[Direction], create: bool, database: RDBStorage, lock: PostgresStudyLock | FileStudyLock
 ) -> StudyHandle:
-    storage = optuna.storages.get_storage(database)
+    storage = guarded(database, url)
     created = False
     try:
         study = optuna.load_study(study_name=name, storage=storage)
@@ -117,7 +125,21 @@ def _own_study(
         storage.set_study_system_attr(study._study_id, CREATED_ATTR, owner["since"])
     if isinstance(lock, PostgresStudyLock):
         lock.adopt(study._study_id, token)
-    return StudyHandle(url, study, storage, created, database, lock)
+    _forget_old_wish(study, storage)
+    pulse = Pulse(url, name, study._study_id, token)
+    pulse.start()
+    watchdog = None
+    if isinstance(lock, PostgresStudyLock):
+        watchdog = Watchdog(lambda: storage.busy_since, lock.descriptor)
+        watchdog.start()
+    return StudyHandle(url, study, storage, created, pulse, watchdog, database, lock)
+
+
+def _forget_old_wish(study: optuna.Study, storage: BaseStorage) -> None:
+    """Whoever launches a study wants it to run, whatever stopped it; only a pause lasts until it is taken back."""
+    asked = Asked.read(storage.get_study_system_attrs(study._study_id).get(WISH_ATTR))
+    if asked is not None and asked.wish in (Wish.STOP, Wish.CANCEL):
+        storage.set_study_system_attr(study._study_id, WISH_ATTR, None)
 
 
 def _close(database: RDBStorage, lock: PostgresStudyLock | FileStudyLock) -> None:
@@ -126,11 +148,14 @@ def _close(database: RDBStorage, lock: PostgresStudyLock | FileStudyLock) -> Non
     database.engine.dispose()
 
 
-def _require_study(url: StorageURL, name: str) -> None:
+def require_study(url: StorageURL, name: str) -> int:
+    """The id of a study in Optuna's tables. Raises StudyNotFound, naming the studies with a similar name."""
     with reading(url) as connection:
-        names = [] if connection is None else list(connection.scalars(sqlalchemy.text("SELECT study_name FROM studies")))
-    if name not in names:
-        raise _not_found(url, name, names)
+        rows = [] if connection is None else list(connection.execute(sqlalchemy.text("SELECT study_name, study_id FROM studies")))
+    ids = {str(study): int(study_id) for study, study_id in rows}
+    if name not in ids:
+        raise _not_found(url, name, list(ids))
+    return ids[name]
 
 
 def _not_found(url: StorageURL, name: str, names: list[str]) -> StudyNotFound:

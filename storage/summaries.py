@@ -11,9 +11,9 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.study._frozen import FrozenStudy
 
+from storage.attributes import BEAT_ATTR, CREATED_ATTR, WISH_ATTR, Asked
 from storage.locks import current_schema, holders, lock_key, read_file_holder
 from storage.seam import storage_errors
-from storage.studies import CREATED_ATTR
 from storage.tables import open_for_reading, reading
 from storage.urls import StorageURL
 
@@ -28,6 +28,8 @@ class StudySummary:
         created: when the study was made, or its first trial began where another program made it. Times carry a time zone.
         updated: when a trial last began or ended.
         locked_by: who runs it now, for people.
+        asked: what somebody last wished of it.
+        last_sign_of_life: of its last owner, by the database's clock.
     """
 
     name: str
@@ -41,6 +43,8 @@ class StudySummary:
     created: datetime | None
     updated: datetime | None
     locked_by: str | None
+    asked: Asked | None
+    last_sign_of_life: datetime | None
     user_attrs: dict[str, Any]
 
 
@@ -117,5 +121,7 @@ def _summarise(study: FrozenStudy, counts: _Counts, locked_by: Callable[[str], s
         created=datetime.fromisoformat(created) if created else min(counts.times, default=None),
         updated=max(counts.times, default=None),
         locked_by=locked_by(study.study_name),
+        asked=Asked.read(study.system_attrs.get(WISH_ATTR)),
+        last_sign_of_life=datetime.fromtimestamp(study.system_attrs[BEAT_ATTR], UTC) if BEAT_ATTR in study.system_attrs else None,
         user_attrs=dict(study.user_attrs),
     )

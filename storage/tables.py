@@ -32,7 +32,7 @@ def prepare_tables(url: StorageURL) -> None:
     Raises:
         StorageError: the schema belongs to another program, or was made by another version of Optuna.
     """
-    with _one_at_a_time(url), _engine(url) as engine:
+    with one_at_a_time(url), engine_of(url) as engine:
         with engine.connect() as connection:
             if url.is_postgres:
                 _make_schema(connection)
@@ -77,7 +77,7 @@ def reading(url: StorageURL) -> Iterator[sqlalchemy.Connection | None]:
     if url.is_sqlite and not url.path.exists():
         yield None
         return
-    with _engine(url, read_only=True) as engine, engine.connect() as connection:
+    with engine_of(url, read_only=True) as engine, engine.connect() as connection:
         yield connection if has_tables(connection, url) else None
 
 
@@ -92,7 +92,8 @@ def open_for_reading(url: StorageURL) -> optuna.storages.RDBStorage:
 
 
 @contextmanager
-def _engine(url: StorageURL, *, read_only: bool = False) -> Iterator[sqlalchemy.Engine]:
+def engine_of(url: StorageURL, *, read_only: bool = False) -> Iterator[sqlalchemy.Engine]:
+    """An engine that keeps no connections, for short errands; disposed of at the end."""
     if url.is_postgres:
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg2://", creator=lambda: connect_postgres(url, read_only=read_only), poolclass=NullPool
@@ -108,7 +109,8 @@ def _engine(url: StorageURL, *, read_only: bool = False) -> Iterator[sqlalchemy.
 
 
 @contextmanager
-def _one_at_a_time(url: StorageURL) -> Iterator[None]:
+def one_at_a_time(url: StorageURL) -> Iterator[None]:
+    """Hold the lock under which tables are made, waiting up to a minute for it."""
     if url.is_sqlite:
         try:
             with exclusive(url.path.with_name(url.path.name + ".lock")):
@@ -127,12 +129,20 @@ def _one_at_a_time(url: StorageURL) -> Iterator[None]:
         connection.close()
 
 
+def first_schema(connection: sqlalchemy.Connection) -> str | None:
+    """The schema that tables without one go to: the first of the search path that exists, else the first one named there."""
+    current = connection.scalar(sqlalchemy.text("SELECT current_schema()"))
+    if current is not None:
+        return str(current)
+    path = str(connection.scalar(sqlalchemy.text("SHOW search_path"))).split(",")
+    return next((entry for part in path if (entry := part.strip().strip('"')) not in ("", "$user")), None)
+
+
 def _make_schema(connection: sqlalchemy.Connection) -> None:
     """Make the first schema of the search path where none of the path exists, as with a search_path set in the URL."""
     if connection.scalar(sqlalchemy.text("SELECT current_schema()")) is not None:
         return
-    path = str(connection.scalar(sqlalchemy.text("SHOW search_path"))).split(",")
-    name = next((entry for part in path if (entry := part.strip().strip('"')) not in ("", "$user")), None)
+    name = first_schema(connection)
     if name is None:
         raise StorageError("the database has no schema to make tables in; name one in the URL: ?options=-csearch_path%3Doptuna")
     connection.execute(sqlalchemy.schema.CreateSchema(name, if_not_exists=True))

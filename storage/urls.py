@@ -83,6 +83,8 @@ def parse_storage_url(text: str, source: str) -> StorageURL:
     if scheme not in ("postgres", "postgresql", "sqlite"):
         shown = f"the scheme {scheme!r} is not one AutoFT stores studies in" if scheme else "this is not a database URL"
         raise StorageError(f"{source}: {shown}; {_VALID}")
+    if any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in text.strip()):
+        raise StorageError(f"{source}: a control character, or a byte that is no text; write it as %XX")
     rest = text.strip()[len(match.group(0)) if match else 0 :]
     if rest.count("@") > 1:
         raise StorageError(f"{source}: more than one '@'; inside a user name or password write it as %40")
@@ -90,11 +92,15 @@ def parse_storage_url(text: str, source: str) -> StorageURL:
         url = make_url(("sqlite://" if scheme == "sqlite" else "postgresql+psycopg2://") + rest)
     except (ArgumentError, ValueError):  # both may quote the secret part, so neither is repeated or chained
         raise StorageError(f"{source}: cannot read this {scheme} URL; {_VALID}") from None
-    return StorageURL(_checked_sqlite(url, source) if scheme == "sqlite" else _checked_postgres(url))
+    return StorageURL(_checked_sqlite(url, source) if scheme == "sqlite" else _checked_postgres(url, source))
 
 
-def _checked_postgres(url: URL) -> URL:
+def _checked_postgres(url: URL, source: str) -> URL:
     """libpq also takes a password from the query; it is moved to the one place that is masked."""
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise StorageError(f"{source}: the port must lie in 1 to 65535; {_VALID}")
+    if any("\0" in (part or "") for part in (url.username, url.password, url.host, url.database)):
+        raise StorageError(f"{source}: a null character (%00); {_VALID}")
     query = dict(url.query)
     password = query.pop("password", None)
     return url.set(query=query, password=url.password or password) if isinstance(password, str) else url
@@ -103,6 +109,10 @@ def _checked_postgres(url: URL) -> URL:
 def _checked_sqlite(url: URL, source: str) -> URL:
     if url.host or not url.database or url.database == ":memory:" or url.database.startswith("file:") or url.query:
         raise StorageError(f"{source}: SQLite needs a file, as in sqlite:///studies.db or sqlite:////absolute/studies.db")
+    try:
+        Path(url.database).expanduser().resolve().exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user in ~user/, a null character
+        raise StorageError(f"{source}: {url.database[:100]!r} cannot be the name of a file: {getattr(error, 'strerror', None) or error}") from None
     return url
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import leave_embedded
 from tests.studies import TINY_CONVNET, TINY_VIT, write_model
 
 pytest_plugins = ["tests.postgres_fixtures", "tests.browser_fixtures"]
@@ -40,10 +41,19 @@ def tiny_convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny-convnet"), TINY_CONVNET)
 
 
+@pytest.fixture(scope="session")
+def _embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A data folder for commands that are given no database; what they start in it ends before pytest removes it."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    yield home
+    leave_embedded(home)
+
+
 @pytest.fixture(autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _home(tmp_path_factory: pytest.TempPathFactory, _embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test away from the user's own studies and caches."""
     monkeypatch.setenv("AUTOFT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "image-cache"))
+    monkeypatch.setenv("AUTOFT_HOME", str(_embedded))
     monkeypatch.delenv("AUTOFT_STORAGE_URL", raising=False)
     monkeypatch.delenv("AUTOFT_STORAGE_URL_FILE", raising=False)
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from autoft.config import StudyConfig, load_config
-from autoft.finetune import Recipe, Step, finetune
-from autoft.losses import LOSS_TERMS
+from autoft.finetune import Recipe, Step, draw_batch, finetune
+from autoft.gradients import StepLoss
+from autoft.losses import LOSS_TERMS, StepOutputs
 from autoft.models import state_digest
+from autoft.models.state import trainable_parameters
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, all_splits, run_stages, trained_methods
 from autoft.stages import load_workspace as stage_workspace
@@ -46,6 +48,13 @@ def cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def tune(workspace: Workspace, recipe: Recipe, **options: Any) -> list[float]:
     """Fine-tune to the end; the losses."""
     return [float(step.loss) for step in finetune(workspace, recipe, **options)]
+
+
+def outputs_of(workspace: Workspace, recipe: Recipe, step: int) -> StepOutputs:
+    """What a step's loss terms see, the model as it is."""
+    model = workspace.model
+    step_loss = StepLoss(workspace, recipe.hyperparameters, trainable_parameters(model), workspace.zero_shot.parameters_of(model))
+    return step_loss.outputs(draw_batch(workspace, recipe, step))
 
 
 def first_steps(workspace: Workspace, recipe: Recipe, count: int) -> Step:

@@ -37,7 +37,7 @@ def problem(command: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> st
     program, *words = shlex.split(command, comments=True)
     if program == "make":
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-        return None if set(words) <= targets else f"no target among {sorted(targets)}"
+        return None if {word for word in words if "=" not in word} <= targets else f"no target among {sorted(targets)}"
     if Path(program).name == "python":
         file = ROOT / words[1].replace(".", "/")
         return None if file.with_suffix(".py").is_file() or words[1] == "venv" else f"no module {words[1]}"
@@ -99,7 +99,8 @@ def unresolved(module: str, name: str | None) -> str | None:
 
 def test_defect_18_everything_imported_from_our_own_modules_exists() -> None:
     """The released wise_ft.py imported a function that was gone. Commands here import when they run, so every file is read."""
-    ours = [source for package in PACKAGES for source in sorted((ROOT / package).rglob("*.py"))]
+    found = [source for package in PACKAGES for source in sorted((ROOT / package).rglob("*.py"))]
+    ours = [source for source in found if source.parts[-2:] != ("migrations", "env.py")]  # Alembic runs it; nobody can import it
     wrong = []
     for source in ours:
         parts = source.relative_to(ROOT).with_suffix("").parts

@@ -224,3 +224,4 @@ def test_a_method_that_cannot_be_tuned_does_not_stop_the_others(
     assert "lipsum_ft FAILED" in capsys.readouterr().err
     comparison = read_comparison(home / "runs" / "tiny-compare" / "comparison.json")
     assert {found.method: found.error is None for found in comparison.runs} == {"finetune": True, "lipsum_ft": False}
+

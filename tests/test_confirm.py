@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoft.config import StudyConfig, load_config
-from autoft.confirm import Confirmation, candidates, confirm, pooled_deviation, read_confirmation
+from autoft.confirm import Confirmation, Confirming, candidates, pooled_deviation, read_confirmation
 from autoft.errors import ClusterError, Interrupted, TrialCodeError
 from autoft.executor import Event, Failed, FailureKind, Job
 from tests.studies import write_study
@@ -35,7 +35,7 @@ def noisy(job: Job, attempt: int) -> list[Event]:
 
 def again(config: StudyConfig, study: Any, executor: Any, folder: Path, stop: Any = lambda: False) -> tuple[Confirmation, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    return confirm(study, config, executor, folder, "f", events.append, stop), events
+    return Confirming(study, config, folder, "f").run(executor, events.append, stop), events
 
 
 def test_the_best_k_run_again_with_seeds_of_their_own_that_all_candidates_share(make_config: Any, tmp_path: Path) -> None:

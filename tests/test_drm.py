@@ -20,18 +20,20 @@ from torch import Tensor
 from autoft.cli.main import main
 from autoft.config import DrmConfig, load_config
 from autoft.config.knobs import EXTENDED_KNOBS
-from autoft.core_features import check_terms_available, core_probabilities, frozen_features
+from autoft.core_features import check_terms_available, core_probabilities
 from autoft.data.transforms import eval_transform, resized
 from autoft.errors import ConfigError, DataError
 from autoft.evaluate import pool_index
-from autoft.finetune import Recipe, _forward, finetune, training_state
+from autoft.finetune import Recipe, finetune, training_state
+from autoft.frozen import frozen_clip
 from autoft.models import load_checkpoint, mixed_log_probabilities
 from autoft.optim import layer_names, parameter_groups
 from autoft.pipeline import prepare
 from autoft.search_space import Hyperparameters
 from autoft.start import start_from
+from autoft.teacher import core_outputs
 from autoft.workspace import Workspace
-from tests.runs import digest, first_steps, load_workspace, one_thread, tune
+from tests.runs import digest, first_steps, load_workspace, one_thread, outputs_of, tune
 from tests.studies import CLASSES, write_study
 
 DESCRIPTIONS = {
@@ -190,7 +192,7 @@ def test_targets_are_the_zero_shot_models_whenever_they_are_first_asked_for(desc
     state = workspace.model.state_dict()
     examples = torch.tensor([5, 40, 0, 17])
     features = torch.nn.functional.normalize(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    logits, targets = workspace.core_outputs(features, examples)
+    logits, targets = core_outputs(workspace, features, examples)
     assert digest(workspace) == before and all(module.training for module in workspace.model.modules())
     expected = exact(features) @ exact(state["core_head.weight"]).T + exact(state["core_head.bias"])
     np.testing.assert_allclose(exact(logits), expected, rtol=1e-4, atol=1e-5)
@@ -214,7 +216,7 @@ def test_a_frozen_pass_leaves_batch_norm_alone(tiny_convnet: Path, file: Path, t
     workspace.model.train()
     images = torch.randn(6, 3, 32, 32)
     before = digest(workspace)
-    frozen = frozen_features(workspace.model, workspace.zero_shot.tensors, images)
+    frozen = frozen_clip(workspace).encode_image(images, normalize=True).detach()  # type: ignore[operator]
     assert digest(workspace) == before and all(module.training for module in workspace.model.modules())
     torch.testing.assert_close(frozen, workspace.model.eval().image_features(images).detach())
 
@@ -227,7 +229,7 @@ def test_the_loss_is_that_of_both_heads(described: Workspace) -> None:
     (step,) = list(finetune(described, recipe({"cross_entropy": 1.0, "drm": 0.3}, steps=1)))
     start_from(described, hyperparameters())
     described.model.train()
-    outputs = _forward(described, recipe(), 0, [], [])
+    outputs = outputs_of(described, recipe(), 0)
     assert outputs.more is not None and outputs.more.core_targets is not None
     features = exact(outputs.image_features)
     core = softmax(features @ exact(described.zero_shot.tensors["core_head.weight"]).T)

@@ -22,7 +22,6 @@ from autoft.finetune import (
     Diverged,
     Recipe,
     Step,
-    _forward,
     batch_examples,
     final_recipe,
     finetune,
@@ -37,7 +36,19 @@ from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
 from autoft.trial import Report, TrialStopped, run_trial
 from autoft.workspace import DeviceImages, Workspace
-from tests.runs import ALL_TERMS, IMAGE_TERMS, cloned, digest, first_steps, hyperparameters, load_workspace, one_thread, tune, whole_trial
+from tests.runs import (
+    ALL_TERMS,
+    IMAGE_TERMS,
+    cloned,
+    digest,
+    first_steps,
+    hyperparameters,
+    load_workspace,
+    one_thread,
+    outputs_of,
+    tune,
+    whole_trial,
+)
 from tests.studies import CLASSES, TINY_CONVNET, write_model
 
 CE = {"cross_entropy": 1.0}
@@ -287,11 +298,10 @@ def test_a_step_is_that_of_autograd_over_the_weighted_sum(vit: Workspace, bound:
     first_steps(vit, run, 1)  # lets the text tower train
     vit.zero_shot.restore(vit.model)
     parameters = dict(vit.model.named_parameters())
-    anchor = [vit.zero_shot.tensors[name] for name in parameters]
     optimizer = torch.optim.AdamW(parameters.values(), lr=run.hyperparameters.lr, weight_decay=run.hyperparameters.weight_decay)
     for step in range(3):
         vit.model.train()
-        outputs = _forward(vit, run, step, list(parameters.values()), anchor)
+        outputs = outputs_of(vit, run, step)
         optimizer.zero_grad()
         total = torch.stack([weight * LOSS_TERMS[term].compute(outputs) for term, weight in weights.items()]).sum()
         total.backward()  # type: ignore[no-untyped-call]

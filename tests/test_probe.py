@@ -16,8 +16,9 @@ from autoft.cli.main import main
 from autoft.config import load_config
 from autoft.errors import ModelError
 from autoft.finetune import trial_recipe
+from autoft.frozen import train_features
 from autoft.models import load_checkpoint
-from autoft.probe import GRID, fit_logistic, fit_probe, split, train_features
+from autoft.probe import GRID, fit_logistic, fit_probe, split
 from autoft.search_space import Hyperparameters
 from autoft.stages import stage_result
 from autoft.trial import trial_splits
@@ -167,13 +168,13 @@ def test_every_metric_chooses(tmp_path: Path, tiny_vit: Path, metric: str) -> No
     workspace = load_workspace(tmp_path, tiny_vit, metric=metric)
     assert fit_probe(workspace).c in GRID
     workspace.train.groups = torch.full_like(workspace.train.labels, -1)
-    vars(workspace).pop(probe_module._CACHED)
+    workspace.cached.pop("linear_probe")
     assert fit_probe(workspace).c in GRID, "examples in no group do not stop it"
 
 
 def test_the_model_stays_as_it_was_whatever_it_was(workspace: Workspace) -> None:
     expected = fit_probe(workspace)
-    vars(workspace).pop(probe_module._CACHED)
+    workspace.cached.pop("linear_probe")
     first_steps(workspace, trial_recipe(workspace.config.trial, hyperparameters(), 48), 2)
     model = workspace.model
     model.clip.visual.transformer.eval()  # a mixture of modes, as frozen BatchNorm makes

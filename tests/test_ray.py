@@ -21,8 +21,9 @@ from autoft.errors import ClusterError, Interrupted
 from autoft.executor import Executor, Failed, FailureKind, InProcessExecutor, Job, Reported, Stopped
 from autoft.fingerprint import FINGERPRINT_ATTRIBUTE
 from autoft.journal import Journal
+from autoft.ledger import study_id
 from autoft.pipeline import prepare, run_pipeline
-from autoft.search import Coordinator, study_id
+from autoft.search import Coordinator
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest
 from storage import list_studies, parse_storage_url
@@ -170,6 +171,21 @@ def test_two_workers_one_of_them_killed(connected: None, config: StudyConfig, ca
     assert len(ended) == len(study.trials) == 6
 
 
+def test_what_is_forgotten_is_not_heard_of(connected: None, tmp_path: Path, tiny_vit: Path, cache: Path) -> None:
+    """Trials are known by their numbers, which every tuning study of a comparison counts from 0."""
+    config = load_config(write_study(tmp_path, tiny_vit, trial__steps=60, search__pruner="none"))
+    executor = RayExecutor(config, spec(2), cache, never)
+    slow, other = (Hyperparameters(lr=lr, weight_decay=0.1, loss_weights={"cross_entropy": 1.0}, seed=1) for lr in (1e-3, 2e-3))
+    for number in range(3):
+        executor.submit(Job(number, slow))
+    while sum(worker.job is not None for worker in executor._workers) < 2:
+        executor.poll(0.1)
+    executor.forget()
+    executor.submit(Job(7, other))
+    assert next_event(executor).number == 7
+    executor.close()
+
+
 def test_a_pruned_trial_stops_early_and_a_bug_is_told_with_its_traceback(connected: None, tmp_path: Path, tiny_vit: Path, cache: Path) -> None:
     config = load_config(write_study(tmp_path, tiny_vit, trial__steps=800, search__pruner="median"))
     executor = RayExecutor(config, spec(1), cache, never)
@@ -201,7 +217,7 @@ def next_event(executor: Executor) -> Any:
 def test_stages_survive_their_worker_and_stop_when_told(connected: None, config: StudyConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker of the final fine-tune is killed, then the run is stopped, then gone on with: the checkpoint is the undisturbed one."""
     config = config.model_copy(update={"final": config.final.model_copy(update={"epochs": 12}), "search": config.search.model_copy(update={"n_trials": 1})})
-    monkeypatch.setattr(ray_executor, "_cores_of_a_node", lambda: 1)  # threads that wait for each other are slow on a busy machine
+    monkeypatch.setattr(ray_executor, "_cores_of_a_node", lambda otherwise: 1)  # threads that wait for each other are slow on a busy machine
     inputs = prepare(config, cache)
     study = optuna.create_study(direction=config.direction)
     epochs: list[int] = []

@@ -130,15 +130,16 @@ def test_disturbed_on_ray(folder: Path, home: Path, env: dict[str, str], undistu
     assert run.stderr == ""
 
 
+@pytest.mark.slow  # tests/storage shows the same of the lock alone
 def test_one_owner_a_study_and_two_studies_at_once(folder: Path, tmp_path: Path) -> None:
     with fast_folder() as fresh:  # both find no database, and no server
         env = environment(fresh)
-        quick = ("--set", "final.epochs=1")
+        quick = ("--set", "final.epochs=1", "--set", "trial.steps=300")
         pair = [launch(folder, env, name, *quick, *IN_PROCESS) for name in ("one", "two")]
         pair[0].wait_for("trial_started", trial=0)
-        pair[0].process.send_signal(signal.SIGSTOP)  # so that it is still there when the second one asks
+        Launch("pause", "one", env=env, cwd=folder).finish()  # so that it is still there when the second one asks
         second = launch(folder, env, "one", *quick, *IN_PROCESS).finish(5)
-        pair[0].process.send_signal(signal.SIGCONT)
+        Launch("resume", "one", env=env, cwd=folder).finish()
         assert f"study 'one' is run by process {pair[0].process.pid} on host" in second.stderr
         for run in pair:
             run.finish()
@@ -147,18 +148,20 @@ def test_one_owner_a_study_and_two_studies_at_once(folder: Path, tmp_path: Path)
         assert not (fresh / "postgres" / "postmaster.pid").exists()  # the last one to leave has stopped the server
 
 
-def test_the_database_is_lost(folder: Path, postgres_server: PostgresServer, empty_database: str, tmp_path: Path) -> None:
-    """The server stops during the search: one clear message, and the same command goes on when it is back."""
+def test_the_database_is_lost(folder: Path, postgres_server: PostgresServer, empty_database: str, tmp_path: Path, undisturbed: tuple[Any, Any]) -> None:
+    """The server is killed during the search, twice: the run goes on without it, and ends as if nothing had happened."""
     env = environment(tmp_path, AUTOFT_STORAGE_URL=postgres_server.password_url(empty_database))
-    run = launch(folder, env, "outage", "--set", "final.epochs=1", *IN_PROCESS)
-    run.wait_for("trial_started", trial=1)
-    postgres_server.stop("immediate")
-    try:
-        run.finish(3)
-    finally:
-        postgres_server.start()
-    assert run.stderr.startswith("autoft launch: database postgresql://tuner:***@127.0.0.1")
-    assert "Traceback" not in run.stderr
-    launch(folder, env, "outage", "--set", "final.epochs=1", *IN_PROCESS).finish()
+    run = launch(folder, env, "outage", *IN_PROCESS)
+    for trial in (1, 3):
+        run.wait_for("trial_started", trial=trial)
+        postgres_server.stop("immediate")
+        try:
+            run.wait_for("outage_began")
+        finally:
+            postgres_server.start()
+        run.wait_for("outage_ended")
+    run.finish()
+    assert "the database is away" in run.stderr and "Traceback" not in run.stderr and "S3cr" not in run.stderr
     trials = trials_of(postgres_server.socket_url(empty_database), "outage")
-    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5
+    assert (outcome(trials), results(folder / "runs" / "outage")) == undisturbed
+

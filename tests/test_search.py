@@ -15,7 +15,8 @@ from autoft.confirm import candidates
 from autoft.errors import ClusterError, Interrupted, StudyConflict, TrialCodeError
 from autoft.executor import Event, Failed, FailureKind, Finished, Job, Reported, Stopped
 from autoft.journal import Entry, Journal
-from autoft.search import Coordinator, count_finished, study_id
+from autoft.ledger import count_finished, study_id
+from autoft.search import Coordinator
 from autoft.trial import Report, TrialResult, report_steps
 from tests.studies import write_study
 

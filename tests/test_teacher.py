@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoft import teacher
 from autoft.config.vocabulary import fill, templates
 from autoft.errors import ModelError
-from autoft.finetune import Recipe, _forward, finetune, training_state
+from autoft.finetune import Recipe, finetune, training_state
+from autoft.frozen import frozen_clip
 from autoft.losses import METHOD_TERMS, MethodOutputs, StepOutputs, needs_of
 from autoft.models import slices, state_digest
 from autoft.models.classifier import zero_shot_head
-from autoft.models.state import trainable_parameters
 from autoft.start import start_from, training_mode
 from autoft.workspace import Workspace
-from tests.runs import ALL_TERMS, cloned, digest, first_steps, hyperparameters, load_workspace, one_thread, tune
+from tests.runs import ALL_TERMS, cloned, digest, first_steps, hyperparameters, load_workspace, one_thread, outputs_of, tune
 from tests.studies import CLASSES
 
 DESCRIBED = {"red": "the colour of blood", "green": ["the colour of leaves", "grass"], "blue": "the colour of the sky"}
@@ -68,7 +68,7 @@ def outputs_at_start(workspace: Workspace, weights: dict[str, float], evaluation
     training_mode(workspace)
     if evaluation:
         workspace.model.eval()
-    more = _forward(workspace, run, 0, trainable_parameters(workspace.model), []).more
+    more = outputs_of(workspace, run, 0).more
     assert more is not None
     return more
 
@@ -97,7 +97,7 @@ def test_the_frozen_model_is_the_zero_shot_one_after_training_too_and_takes_no_m
     names = set(workspace.model.state_dict())
     anchor = state_digest(workspace.zero_shot.tensors)
     tune(workspace, recipe(EVERY_TERM, lr=1e-2))
-    frozen = teacher.frozen_clip(workspace)
+    frozen = frozen_clip(workspace)
     found = frozen.encode_image(images, normalize=True)  # type: ignore[operator]
     assert torch.equal(found, expected) and not found.requires_grad
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_the_frozen_model_is_the_zero_shot_one_after_training_too_and_takes_no_m
 )
 def test_one_frozen_forward_pass_a_step_serves_every_term_that_needs_it(workspace: Workspace, weights: dict[str, float], expected: int) -> None:
     calls: list[bool] = []
-    handle = teacher.frozen_clip(workspace).visual.register_forward_hook(  # type: ignore[union-attr]
+    handle = frozen_clip(workspace).visual.register_forward_hook(  # type: ignore[union-attr]
         lambda *_: calls.append(torch.is_grad_enabled())
     )
     try:
@@ -140,7 +140,7 @@ def test_distillation_is_zero_at_the_start_where_student_and_teacher_are_in_the_
         training_mode(workspace)
         if evaluation:
             workspace.model.eval()
-        outputs = _forward(workspace, run, 0, trainable_parameters(workspace.model), [])
+        outputs = outputs_of(workspace, run, 0)
         for name in ("ldifs", "car_ft", "lipsum"):
             found = float(METHOD_TERMS[name].compute(outputs).detach())
             has_batch_norm = any(isinstance(part, nn.BatchNorm2d) for part in workspace.model.modules())
@@ -159,7 +159,7 @@ def test_every_term_moves_the_image_tower_by_finite_gradients(workspace: Workspa
         for parameter in workspace.model.clip.visual.parameters():  # type: ignore[union-attr]
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=rng))
     training_mode(workspace)
-    outputs = _forward(workspace, run, 0, trainable_parameters(workspace.model), [])
+    outputs = outputs_of(workspace, run, 0)
     METHOD_TERMS[name].compute(outputs).backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in workspace.model.clip.visual.parameters() if parameter.grad is not None]  # type: ignore[union-attr]
     workspace.model.zero_grad(set_to_none=True)
@@ -202,7 +202,7 @@ def test_bf16_changes_little(vit: Workspace) -> None:
 
 def test_strong_distillation_keeps_features_where_they_were(vit: Workspace) -> None:
     images = torch.randn(8, 3, *sides(vit), generator=torch.Generator().manual_seed(1))
-    start = teacher.frozen_clip(vit).encode_image(images, normalize=True)  # type: ignore[operator]
+    start = frozen_clip(vit).encode_image(images, normalize=True)  # type: ignore[operator]
 
     def moved(weights: dict[str, float]) -> float:
         tune(vit, recipe(weights, steps=30))
@@ -262,7 +262,7 @@ def test_what_a_step_draws_is_a_function_of_its_rng_alone(vit: Workspace) -> Non
 def test_contexts_are_the_templates_embeddings_averaged_over_classes(vit: Workspace) -> None:
     found = outputs_at_start(vit, DISTILLED).contexts
     assert found is not None and len(found) == 80
-    clip = teacher.frozen_clip(vit)
+    clip = frozen_clip(vit)
     for row, template in zip(found, templates("imagenet"), strict=True):
         tokens = vit.loaded.tokenizer([fill(template, name) for name in CLASSES])
         mean = clip.encode_text(tokens, normalize=True).mean(dim=0)  # type: ignore[operator]
@@ -274,7 +274,7 @@ def test_a_study_with_eight_templates_has_its_own_contexts(tmp_path: Path, tiny_
     workspace = load(tmp_path, tiny_vit, data__templates=own)
     found = teacher.contexts(workspace)
     assert len(found) == 8
-    one_class = zero_shot_head(teacher.frozen_clip(workspace), workspace.loaded.tokenizer, CLASSES, own[:1])
+    one_class = zero_shot_head(frozen_clip(workspace), workspace.loaded.tokenizer, CLASSES, own[:1])
     torch.testing.assert_close(found[0], normalize(normalize(one_class.weight, dim=1).mean(dim=0), dim=0).detach())
 
 
@@ -370,9 +370,9 @@ def test_hooks_are_gone_after_a_failure_too(vit: Workspace) -> None:
     assert hooks(vit.model) == 0
     with pytest.raises(RuntimeError):
         teacher._frozen_forward(vit, torch.ones(1, 2, 3, 3), wanted=True)
-    assert hooks(teacher.frozen_clip(vit)) == 0
+    assert hooks(frozen_clip(vit)) == 0
     tune(vit, recipe(EVERY_TERM, steps=2))
-    assert hooks(vit.model) == hooks(teacher.frozen_clip(vit)) == 0
+    assert hooks(vit.model) == hooks(frozen_clip(vit)) == 0
 
 
 def test_a_model_that_drops_patches_is_refused_with_what_to_change(vit: Workspace) -> None:

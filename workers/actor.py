@@ -3,13 +3,31 @@
 import os
 import queue
 import threading
+import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from autoft.config import StudyConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs."""
+
+    name: str  # HOST:PID
+    node: str  # the node's id
+
+
+@dataclass(frozen=True)
+class Said:
+    """An event of a trial; with the last one, why the worker is to be replaced, if it is."""
+
+    event: Any
+    replace: str | None = None
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
@@ -21,30 +39,52 @@ class TrialWorker:
         self._pruned: set[int] = set()
         self._name = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
 
-    def load(self) -> tuple[str, str | None]:
-        """Load everything; the worker's name, and what went wrong if something did."""
-        from autoft.executor import describe_failure
+    def place(self) -> Place:
+        """Answered as soon as the cluster has found room for the worker."""
+        return Place(self._name, ray.get_runtime_context().get_node_id())
+
+    def load(self) -> tuple[Any, str] | None:
+        """Load everything; the kind of failure and what went wrong, if something did."""
+        from autoft.executor import classify_failure, describe_failure
         from autoft.trial import trial_splits
         from autoft.workspace import Workspace, configure_torch
+        from workers.device_memory import DeviceMemory, settle
 
-        configure_torch(self._threads)
         try:
+            configure_torch(self._threads)
             self._workspace = Workspace.load(self._config, self._device, self._cache_dir, trial_splits(self._config))
         except Exception as error:
-            return self._name, describe_failure(error)
-        return self._name, None
+            return classify_failure(error), describe_failure(error)
+        self._memory = DeviceMemory(lambda: settle(self._workspace.device))
+        return None
 
-    def run(self, job: Any) -> Iterator[Any]:
-        """Run one trial; yields the executor's events."""
-        from autoft.executor import trial_events
+    def run(self, job: Any) -> Iterator[Said]:
+        """Run one trial; yields the executor's events, the last one when the trial's memory has been given back."""
+        from autoft.executor import Reported, trial_events
         from autoft.workspace import configure_torch
 
         configure_torch(self._threads)  # this is another thread than `load`'s
-        yield from trial_events(self._workspace, job, lambda: job.number in self._pruned, self._name)
+        end = None
+        for event in trial_events(self._workspace, job, lambda: job.number in self._pruned, self._name):
+            if isinstance(event, Reported):
+                yield Said(event)
+            else:
+                end = event  # not yielded at once: an error's traceback holds the trial's tensors until the loop is over
+        yield Said(end, self._after(end))
 
     def prune(self, number: int) -> None:
         """Stop trial `number` at its next step."""
         self._pruned.add(number)
+
+    def _after(self, end: Any) -> str | None:
+        from autoft.executor import Failed, FailureKind
+
+        if isinstance(end, Failed) and end.kind == FailureKind.INFRASTRUCTURE:
+            return "its device failed"  # every later call on a CUDA context that has seen an error fails as well
+        try:
+            return self._memory.after_trial()
+        except RuntimeError as error:  # a CUDA error may show itself late
+            return f"its device failed: {error}"
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
@@ -85,5 +125,6 @@ class StageWorker:
                 self._kept = (request.config, load_workspace(request.config, device, cache_dir))
             run_stages(request, self._kept[1], events.put, self._stop.is_set)
         except Exception as error:
-            events.put(error.with_traceback(None) if isinstance(error, AutoFTError) else error)
+            known = isinstance(error, AutoFTError | OSError)  # what others raise may not survive the way back
+            events.put(error.with_traceback(None) if known else RuntimeError("".join(traceback.format_exception(error))))
         events.put(None)

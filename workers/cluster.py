@@ -46,7 +46,7 @@ def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
 
 def _connect(address: str | None) -> None:
     if address is not None:
-        _check_answers(address)
+        check_answers(address)
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
@@ -82,7 +82,7 @@ def plan_workers(
     each = threads or max(1, cores // count)
     if count * each > cores:
         raise ClusterError(
-            f"{_plural(count, 'worker')} with {_plural(each, 'thread')} each need {count * each} CPU cores; the cluster has {cores}"
+            f"{plural(count, 'worker')} with {plural(each, 'thread')} each need {count * each} CPU cores; the cluster has {cores}"
         )
     return WorkerSpec(count=count, device="cpu", cpus=each, gpus=0.0)
 
@@ -105,28 +105,32 @@ def _on_gpus(cores: int, gpus: float, workers: int | None, share: float, threads
     count = workers or fits
     if count > fits or fits == 0:
         count = max(1, count)
-        raise ClusterError(f"{_plural(count, 'worker')} with {share:g} GPU each need {count * share:g} GPUs; the cluster has {gpus:g}")
+        raise ClusterError(f"{plural(count, 'worker')} with {share:g} GPU each need {count * share:g} GPUs; the cluster has {gpus:g}")
     each = threads or max(1, min(8, cores // count))
     if count * each > cores:
         raise ClusterError(
-            f"{_plural(count, 'worker')} with {_plural(each, 'thread')} each need {count * each} CPU cores; the cluster has {cores}"
+            f"{plural(count, 'worker')} with {plural(each, 'thread')} each need {count * each} CPU cores; the cluster has {cores}"
         )
     return WorkerSpec(count=count, device="cuda", cpus=each, gpus=share)
 
 
-def _check_answers(address: str) -> None:
-    """Find out in seconds whether a cluster is there; `ray.init` waits for minutes, and cannot be interrupted."""
+def check_answers(address: str, source: str = "RAY_ADDRESS") -> None:
+    """Find out in seconds whether a cluster is there; `ray.init` waits for minutes, and cannot be interrupted.
+
+    Raises:
+        ClusterError: naming `source`, where the address came from.
+    """
     host, colon, port = address.rpartition(":")
     if address == "auto":
         return
     if not colon or "/" in host or not port.isdigit():
-        raise ClusterError(f"RAY_ADDRESS = {address!r}: valid are HOST:PORT of the cluster's head (its port is 6379 by default), auto and local")
+        raise ClusterError(f"{source} = {address!r}: valid are HOST:PORT of the cluster's head (its port is 6379 by default), auto and local")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_http2(connection):
-                raise ClusterError(f"what answers at RAY_ADDRESS = {address} is not the head of a Ray cluster")
+                raise ClusterError(f"what answers at {source} = {address} is not the head of a Ray cluster")
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS = {address}: {first_line(error)}") from None
+        raise ClusterError(f"no Ray cluster answers at {source} = {address}: {first_line(error)}") from None
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
@@ -137,5 +141,6 @@ def _speaks_http2(connection: socket.socket) -> bool:
     return len(answer) >= 4 and answer[3] == 4  # its first frame must be SETTINGS
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,9 +1,9 @@
-"""Trials on Ray actors: one warm actor a worker, replaced when it dies."""
+"""Trials on Ray actors: one warm actor a worker, replaced when it dies, when its device fails, when its time is up."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,79 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from autoft.config import StudyConfig
 from autoft.errors import ClusterError, TrialCodeError
-from autoft.executor import Emit, Event, Failed, FailureKind, Job, Reported
+from autoft.executor import Emit, Event, Failed, FailureKind, Job, Reported, classify_failure, timed_out, trial_limit
 from autoft.stages import StageRequest
-from workers.actor import TrialWorker
-from workers.cluster import WorkerSpec, first_line, plan_workers
+from workers.actor import Place, Said, TrialWorker
+from workers.capacity import Node, cluster_nodes, room
+from workers.cluster import WorkerSpec, first_line
 from workers.stage_pool import StagePool, StageRoom
+from workers.waiting import Observe, Waiting
+from workers.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
-START_FAILURES = 5  # workers in a row that die before they are ready
-WAIT_WARNING_SECONDS = 60.0
+START_FAILURES = 15  # workers in a row that die before they are ready; a machine that goes down kills several
+LOAD_SECONDS = 2 * 3600.0  # a node that sees a large data set for the first time decodes all of it
 
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is doing."""
+    """An actor and what it is doing: waiting for room, loading, idle or running a trial."""
 
     actor: Any
+    placing: Any | None  # the reference of its `place` call, until the cluster has found room
     loading: Any | None  # the reference of its `load` call, until that has ended
     name: str = ""
+    node: str = ""
     job: Job | None = None
     events: Any | None = None  # the stream of the running trial
+    since: float = field(default_factory=time.monotonic)  # when it began what it is doing
 
     @property
     def waiting_for(self) -> Any | None:
         """What to wait on for this worker's next word."""
-        return self.loading if self.loading is not None else self.events
+        return next((word for word in (self.placing, self.loading, self.events) if word is not None), None)
+
+    @property
+    def ready(self) -> bool:
+        return self.loading is None
 
 
 class RayExecutor:
     """One actor per worker of a `WorkerSpec`, on the connected cluster.
 
     Args:
-        grow: called every few seconds for the number of workers there should be; None keeps the number of `spec`.
+        grow: called every few seconds for the number of workers there should be, more or fewer; None keeps the number of `spec`.
+        trial_timeout_seconds: a trial that takes longer loses its worker and is `Failed` as a timeout; a confirmation run may take as much
+            longer as it has more steps. None: no limit.
+        observe: takes the event "waiting", which says why no worker is ready.
     """
 
     def __init__(
-        self, config: StudyConfig, spec: WorkerSpec, cache_dir: Path, should_stop: Callable[[], bool], grow: Callable[[], int] | None = None
+        self,
+        config: StudyConfig,
+        spec: WorkerSpec,
+        cache_dir: Path,
+        should_stop: Callable[[], bool],
+        grow: Callable[[], int] | None = None,
+        trial_timeout_seconds: float | None = None,
+        observe: Observe = lambda event: None,
     ) -> None:
         self._config, self._spec, self._cache_dir, self._should_stop, self._grow = config, spec, cache_dir, should_stop, grow
+        self._timeout = trial_timeout_seconds
         self._workers: list[_Worker] = []
         self._queue: list[Job] = []
         self._start_failures = 0
-        self._grown_at = self._ready_at = time.monotonic()
         self._target = spec.count
+        self._nodes: list[Node] = []
+        self._leaving: frozenset[str] = frozenset()  # of the nodes
+        self._watch = Watch(lambda: (cluster_nodes(), None if grow is None else grow()))
+        self._waiting = Waiting(spec, lambda: self._nodes, observe, time.monotonic())
 
     @property
     def slots(self) -> int:
         """Workers that are ready for trials."""
-        return sum(worker.loading is None for worker in self._workers)
+        return sum(worker.ready for worker in self._workers)
 
     def submit(self, job: Job) -> None:
         """Give a trial to an idle worker, or queue it until there is one."""
@@ -78,22 +101,25 @@ class RayExecutor:
         """What the workers said since the last call.
 
         Raises:
-            ClusterError: workers cannot start.
+            ClusterError: workers cannot start, or the cluster's head is gone.
         """
-        self._keep_workers()
+        now = time.monotonic()
+        self._look(now)
+        self._keep_workers(now)
+        events = self._overdue(now)
         by_reference = {worker.waiting_for: worker for worker in self._workers if worker.waiting_for is not None}
-        if not by_reference:
+        if by_reference:
+            ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=0 if events else timeout_seconds)
+            events += [event for reference in ready for event in self._hear(by_reference[reference])]
+        elif not events:
             time.sleep(timeout_seconds)
-            return []
-        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=timeout_seconds)
-        events = [event for reference in ready for event in self._hear(by_reference[reference])]
         self._assign()
         return events
 
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
         """Run the stages on one actor with all cores or a whole GPU of a node; tried again if the actor is lost."""
         self._release()
-        gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node())
+        gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node(self._spec.cpus))
         pool = StagePool(StageRoom(cpus=cores, gpus=gpus, device=self._spec.device), self._cache_dir, self._should_stop, lambda: 1)
         for _, error in pool.run([request], emit):
             if error is not None:
@@ -102,75 +128,134 @@ class RayExecutor:
     def run_all_stages(self, requests: Sequence[StageRequest], emit: Emit) -> Iterator[tuple[int, TrialCodeError | None]]:
         """Run many requests, as many at once as there were workers for trials, and more if the cluster grows."""
         self._release()
-        room = StageRoom(cpus=self._spec.cpus, gpus=self._spec.gpus, device=self._spec.device)
-        return StagePool(room, self._cache_dir, self._should_stop, self._grow or (lambda: self._spec.count)).run(requests, emit)
+        stage_room = StageRoom(cpus=self._spec.cpus, gpus=self._spec.gpus, device=self._spec.device)
+        return StagePool(stage_room, self._cache_dir, self._should_stop, self._grow or (lambda: self._spec.count)).run(requests, emit)
+
+    def forget(self) -> None:
+        """Kill the actors with what they run; the next poll starts others."""
+        self._release()
 
     def close(self) -> None:
         """Kill the actors; their trials stay RUNNING in the study."""
         self._release()
 
-    def _keep_workers(self) -> None:
-        """Start workers that are missing: at first, after a loss, or because the cluster has grown."""
-        now = time.monotonic()
-        if self._grow is not None and now - self._grown_at > GROW_SECONDS:
-            self._grown_at = now
-            self._target = max(self._target, self._grow())
-        while len(self._workers) < self._target:
-            actor = TrialWorker.options(num_cpus=self._spec.cpus, num_gpus=self._spec.gpus).remote(  # type: ignore[attr-defined]
-                self._config, self._spec.device, self._spec.cpus, self._cache_dir
-            )
-            self._workers.append(_Worker(actor, loading=actor.load.remote()))
-        if self.slots:
-            self._ready_at = now
-        elif now - self._ready_at > WAIT_WARNING_SECONDS:
-            logger.warning("no worker has been ready for %d s; the cluster has %s", now - self._ready_at, ray.cluster_resources())
-            self._ready_at = now
+    def _look(self, now: float) -> None:
+        """See whether the cluster has grown or shrunk, and which nodes are about to leave it."""
+        news = self._watch.news(now)
+        if news is None:
+            return
+        self._nodes, target = news
+        self._leaving = frozenset(node.id for node in self._nodes if node.leaving)
+        if target is not None:
+            self._target = max(1, target)  # one that waits for room is what makes an autoscaler bring a node
+
+    def _keep_workers(self, now: float) -> None:
+        """Start workers that are missing: at first, after a loss, or because the cluster has grown. End those that are too many."""
+        for worker in [worker for worker in self._workers if worker.node in self._leaving and worker.job is None]:
+            self._retire(worker, "its node is about to leave the cluster")
+        staying = [worker for worker in self._workers if worker.node not in self._leaving]
+        surplus = max(0, len(staying) - self._target)
+        for worker in [worker for worker in staying if worker.placing is not None][:surplus]:
+            self._retire(worker, "the cluster has no room for it any more")
+        for _ in range(self._target - len(staying)):
+            self._hire()
+        ready = self.slots
+        unplaced = sum(worker.placing is not None for worker in self._workers)
+        self._waiting.note(now, ready, len(self._workers) - ready - unplaced, unplaced)
+
+    def _hire(self) -> None:
+        actor = TrialWorker.options(num_cpus=self._spec.cpus, num_gpus=self._spec.gpus).remote(  # type: ignore[attr-defined]
+            self._config, self._spec.device, self._spec.cpus, self._cache_dir
+        )
+        self._workers.append(_Worker(actor, placing=actor.place.remote(), loading=actor.load.remote()))
+
+    def _retire(self, worker: _Worker, reason: str) -> None:
+        """End a worker; the next poll starts another one if there should be."""
+        logger.info("worker %s ends: %s", worker.name, reason)
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+
+    def _overdue(self, now: float) -> list[Event]:
+        """End what has taken too long."""
+        events: list[Event] = []
+        for worker in list(self._workers):
+            seconds = now - worker.since
+            if worker.job is not None and seconds > (limit := trial_limit(self._timeout, worker.job, self._config)):
+                self._retire(worker, "its trial took too long")
+                events.append(timed_out(worker.job.number, limit, worker.name, seconds))
+            elif worker.placing is None and worker.loading is not None and seconds > LOAD_SECONDS:
+                self._retire(worker, "it took too long to load")
+                self._count_start_failure(f"worker {worker.name} had not loaded model and data after {LOAD_SECONDS:g} s")
+        return events
 
     def _assign(self) -> None:
         for worker in self._workers:
-            if self._queue and worker.loading is None and worker.job is None:
-                worker.job = self._queue.pop(0)
+            if self._queue and worker.ready and worker.job is None and worker.node not in self._leaving:
+                worker.job, worker.since = self._queue.pop(0), time.monotonic()
                 worker.events = worker.actor.run.options(num_returns="streaming").remote(worker.job)
 
     def _hear(self, worker: _Worker) -> list[Event]:
         try:
+            if worker.placing is not None:
+                return self._placed(worker, ray.get(worker.placing))
             if worker.loading is not None:
-                return self._loaded(worker, *ray.get(worker.loading))
+                return self._loaded(worker, ray.get(worker.loading))
             assert worker.events is not None
-            event: Event = ray.get(next(worker.events))
+            said: Said = ray.get(next(worker.events))
         except StopIteration:
             worker.job = worker.events = None
             return []
-        except RayTaskError as error:  # a bug outside the trial itself
-            job, worker.job, worker.events = worker.job, None, None
-            if job is None:
-                raise ClusterError(f"a worker cannot start:\n{error}") from None
-            return [Failed(job.number, FailureKind.CODE, str(error), worker.name)]
+        except RayTaskError as error:  # outside the trial itself
+            return self._broken(worker, error)
         except RayError as error:
             return self._lost(worker, error)
-        if not isinstance(event, Reported):
+        if not isinstance(said.event, Reported):
             worker.job = worker.events = None
-        return [event]
+        if said.replace is not None:
+            logger.warning("worker %s is replaced: %s", worker.name, said.replace)
+            self._retire(worker, said.replace)
+        return [said.event]
 
-    def _loaded(self, worker: _Worker, name: str, problem: str | None) -> list[Event]:
-        if problem is not None:
-            raise ClusterError(f"worker {name} cannot load the study: {problem}")
-        worker.loading, worker.name = None, name
-        self._start_failures = 0
+    def _placed(self, worker: _Worker, place: Place) -> list[Event]:
+        worker.placing, worker.name, worker.node, worker.since = None, place.name, place.node, time.monotonic()
         return []
+
+    def _loaded(self, worker: _Worker, problem: tuple[FailureKind, str] | None) -> list[Event]:
+        if problem is None:
+            worker.loading, self._start_failures = None, 0
+        elif problem[0] == FailureKind.INFRASTRUCTURE:
+            self._retire(worker, problem[1])
+            self._count_start_failure(f"worker {worker.name}: {problem[1].strip().splitlines()[-1]}")
+        else:
+            raise ClusterError(f"worker {worker.name} cannot load the study: {problem[1]}")
+        return []
+
+    def _broken(self, worker: _Worker, error: RayTaskError) -> list[Event]:
+        """A worker's own code failed; it is not used again."""
+        self._retire(worker, first_line(error))
+        if worker.job is None:
+            raise ClusterError(f"a worker cannot start:\n{error}") from None
+        return [Failed(worker.job.number, classify_failure(error.cause), str(error), worker.name)]
 
     def _lost(self, worker: _Worker, error: RayError) -> list[Event]:
         """A worker is gone: forget it (the next poll starts another), and report its trial as lost."""
-        self._workers.remove(worker)
-        ray.kill(worker.actor)
-        if worker.loading is not None:
-            self._start_failures += 1
-            if self._start_failures >= START_FAILURES:
-                raise ClusterError(f"{START_FAILURES} workers in a row died while starting: {first_line(error)}")
+        self._retire(worker, first_line(error))
+        reason = "worker lost" if isinstance(error, RayActorError) else first_line(error)
+        if worker.loading is not None and not self._has_left(worker.node):
+            self._count_start_failure(first_line(error))
         if worker.job is None:
             return []
-        reason = "worker lost" if isinstance(error, RayActorError) else first_line(error)
         return [Failed(worker.job.number, FailureKind.INFRASTRUCTURE, reason, worker.name)]
+
+    def _has_left(self, node: str) -> bool:
+        """Whether a node is gone: no fault of the workers on it. Of a worker that had no node yet, nobody knows."""
+        return bool(node) and all(other.id != node for other in cluster_nodes())
+
+    def _count_start_failure(self, message: str) -> None:
+        self._start_failures += 1
+        logger.warning("a worker could not start (%d of %d in a row): %s", self._start_failures, START_FAILURES, message)
+        if self._start_failures >= START_FAILURES:
+            raise ClusterError(f"{START_FAILURES} workers in a row died while starting: {message}")
 
     def _release(self) -> None:
         for worker in self._workers:
@@ -180,18 +265,10 @@ class RayExecutor:
 
 
 def elastic_count(spec: WorkerSpec) -> Callable[[], int]:
-    """How many workers like those of `spec` the cluster could hold now."""
-
-    def count() -> int:
-        try:
-            return plan_workers(ray.cluster_resources(), None, spec.gpus or None, spec.cpus, spec.device).count
-        except ClusterError:
-            return 0
-
-    return count
+    """How many workers like those of `spec` the cluster's nodes hold, now."""
+    return lambda: room(cluster_nodes(), spec)
 
 
-def _cores_of_a_node() -> int:
-    """Cores of the smallest node that has any: what a task may ask for and always get."""
-    return int(min(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
-
+def _cores_of_a_node(otherwise: int) -> int:
+    """Cores of the smallest node that has any: what a task may ask for and always get. `otherwise`: where no node has, at the moment."""
+    return int(min((node.cpus for node in cluster_nodes() if node.cpus and not node.leaving), default=otherwise))

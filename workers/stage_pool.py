@@ -16,14 +16,15 @@ from autoft.errors import AutoFTError, ClusterError, Interrupted, TrialCodeError
 from autoft.executor import Emit
 from autoft.stages import StageRequest
 from workers.actor import StageWorker
-from workers.cluster import first_line
+from workers.capacity import cluster_nodes, shortage
+from workers.cluster import WorkerSpec, first_line
+from workers.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 STOP_SECONDS = 10.0  # what the actors are given to stop by themselves; what they have finished is kept in any case
 WAIT_WARNING_SECONDS = 60.0
-GROW_SECONDS = 5.0  # how often the cluster is asked whether it has grown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +66,13 @@ class StagePool:
 
         Raises:
             Interrupted: `should_stop()` said so.
-            ClusterError: an actor was lost `ATTEMPTS` times over one request, or does not see its run folder.
+            ClusterError: an actor was lost `ATTEMPTS` times over one request, or does not see its run folder; or the cluster's head is gone.
         """
         self._requests, self._pending, self._losses = requests, deque(range(len(requests))), [0] * len(requests)
-        deadline, grown_at, target = math.inf, time.monotonic(), self._count()
+        deadline, target, watch = math.inf, self._count(), Watch(self._count)
         try:
             while self._pending or self._busy():
-                if time.monotonic() - grown_at > GROW_SECONDS:
-                    grown_at, target = time.monotonic(), max(target, self._count())
+                target = max(1, watch.news(time.monotonic()) or target)
                 if self._should_stop() and deadline == math.inf:
                     deadline = time.monotonic() + STOP_SECONDS
                     for worker in self._workers:
@@ -93,7 +93,8 @@ class StagePool:
         if any(worker.events is not None for worker in self._workers):
             self._worked_at = now
         elif now - self._worked_at > WAIT_WARNING_SECONDS:
-            logger.warning("no worker has had room for %d s; the cluster has %s", now - self._worked_at, ray.cluster_resources())
+            needs = WorkerSpec(count=1, device=self._room.device, cpus=self._room.cpus, gpus=self._room.gpus)
+            logger.warning("no worker has had room for %d s: %s", now - self._worked_at, shortage(cluster_nodes(), needs))
             self._worked_at = now
 
     def _busy(self) -> bool:
@@ -131,7 +132,10 @@ class StagePool:
                 if worker.sees is not None:
                     self._start(worker, ray.get(worker.sees))
                 else:
-                    emit(ray.get(next(worker.events)))  # type: ignore[arg-type]
+                    event = ray.get(next(worker.events))  # type: ignore[arg-type]
+                    if event["event"] in ("epoch_ended", "stage_ended"):
+                        self._losses[worker.index] = 0  # what has been reached is not lost with the worker
+                    emit(event)
             except StopIteration:
                 yield self._ended(worker), None
             except RayTaskError as error:
@@ -161,7 +165,7 @@ class StagePool:
         self._losses[worker.index] += 1
         logger.warning("a worker that ran final stages was lost (attempt %d): %s", self._losses[worker.index], first_line(error))
         if self._losses[worker.index] >= ATTEMPTS:
-            raise ClusterError(f"the final stages were lost {ATTEMPTS} times; see the logs of Ray")
+            raise ClusterError(f"the final stages were lost {ATTEMPTS} times without getting any further; see the logs of Ray")
         self._pending.appendleft(worker.index)
 
 

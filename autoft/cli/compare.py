@@ -5,8 +5,6 @@ import contextlib
 import json
 import os
 import platform
-import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autoft.cli.launch import check_flags, connect_workers, is_known
-from autoft.cli.runtime import StopSignal, cache_dir, storage_url
+from autoft.cli.runtime import StopSignal, cache_dir, resumable, storage_url
 from autoft.config import StudyConfig, load_config
-from autoft.errors import Interrupted, StudyLocked
+from autoft.errors import StudyLocked
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -29,17 +27,12 @@ def compare(args: argparse.Namespace) -> int:
     methods = default_methods(config) if names is None else check_methods(names, config)
     plan = Plan(methods=methods, seeds=args.seeds, evaluations=args.evaluations, keep=args.keep_checkpoints)
     stop = StopSignal()
-    again = f"Nothing is lost. Go on with: {shlex.join(['autoft', *sys.argv[1:]])}"
-    with stop.installed():
-        try:
-            return _compare(config, plan, args, stop)
-        except Interrupted as error:
-            raise Interrupted(f"{error}\n{again}", stop.number or signal.SIGINT) from None
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped\n{again}", stop.number or signal.SIGINT) from None
+    with resumable(stop):
+        return _compare(config, plan, args, stop)
 
 
 def _compare(config: StudyConfig, plan: Any, args: argparse.Namespace, stop: StopSignal) -> int:
+    from autoft.cli.recording import Recorder, open_artifacts
     from autoft.compare import Comparer
     from autoft.comparison import write_comparison
     from autoft.comparison.markdown import markdown
@@ -54,6 +47,7 @@ def _compare(config: StudyConfig, plan: Any, args: argparse.Namespace, stop: Sto
     run_dir = Path(args.runs) / f"{config.study}-compare"
     view = View(config)
     check_flags(args)
+    store = open_artifacts(args)
     with contextlib.ExitStack() as stack:
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
@@ -62,25 +56,28 @@ def _compare(config: StudyConfig, plan: Any, args: argparse.Namespace, stop: Sto
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         view({"event": "leakage", "warnings": describe_leakage(inputs.leakage)})
         stack.enter_context(_alone(run_dir))
+        record = Recorder(url, inputs, run_dir, store, view, kind="compare", method="all", seed=config.search.seed)
         executor = connect_workers(inputs.config, args, stop, stack, view)()
         stack.callback(executor.close)
 
         @contextlib.contextmanager
         def open_tuning(name: str) -> Iterator[Any]:
             with storage_errors(url), open_study(url, name, directions=[config.direction], create=True) as handle:
-                yield handle.study
+                stop.lifeline = handle.lifeline
+                yield handle
 
-        with stop.deferred():
+        with stop.deferred(), record.running():
             comparison = Comparer(inputs, plan, executor, run_dir, open_tuning, view, stop).run(_hardware(args.device))
         save_comparison(comparison, run_dir / "comparison.json")
         write_text(run_dir / "comparison.md", markdown(comparison))
         page = write_comparison(comparison, run_dir / "comparison.html")
+        record.complete_comparison(comparison)
     if args.json:
         print(json.dumps(json_rows(comparison), indent=1))
     else:
         print(format_comparison(comparison, _width()))
         print(f"\nPage: {page}   Records: {run_dir / 'comparison.json'}")
-    return 0
+    return record.exit_code
 
 
 class View:
@@ -124,6 +121,8 @@ class View:
             case "cells":
                 self._done, self._of = event["done"], event["of"]
                 return f"{self._done} of {self._of} trainings are done"
+            case "copied":
+                return f"copied {event['sent']} file{'s' if event['sent'] != 1 else ''} to {event['url']}"
             case "cell_ended":
                 self._done += 1
                 return f"[{self._done}/{self._of}] {event['cell']}" + (f" FAILED: {event['error']}" if event["error"] else "")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from autoft.cli.runtime import StopSignal, cache_dir
+from autoft.cli.runtime import StopSignal, cache_dir, storage_url
 from autoft.config import (
     ALL_TERM_NAMES,
     METHOD_NAMES,
@@ -27,7 +27,10 @@ from autoft.config import (
 )
 from autoft.config.knobs import check_together
 from autoft.errors import ConfigError
+from autoft.inputs import read_text_input
 from autoft.search_space import Hyperparameters
+
+MAX_SUMMARY_BYTES = 64 << 20  # of a file of hyperparameters or a summary
 
 
 class _Given(BaseModel):
@@ -78,6 +81,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, name: str, given: Hyperparameters | None) -> int:
     from autoft.cli.progress import is_live, make_view
+    from autoft.cli.recording import Recorder, open_artifacts
     from autoft.core_features import check_terms_available
     from autoft.methods import Setting, method_hyperparameters, slug
     from autoft.pipeline import prepare, run_finetune
@@ -86,20 +90,25 @@ def _finetune(config: StudyConfig, args: argparse.Namespace, stop: StopSignal, n
 
     run_dir = Path(args.runs) / f"{config.study}-{slug(name)}"
     stop.announces = args.json or not is_live()
+    store = open_artifacts(args)
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(args.threads)
         if given is not None:
             check_terms_available(config, given)  # before images are decoded
+        url = storage_url()
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
         setting = Setting(inputs.config.search_space, inputs.entries, config.search.seed)
         hyperparameters = given or method_hyperparameters(name, setting)  # type: ignore[arg-type]
+        record = Recorder(url, inputs, run_dir, store, view, kind="finetune", method=name, seed=hyperparameters.seed, hyperparameters=hyperparameters.to_dict())
         stack.enter_context(stop.deferred())
-        summary = run_finetune(inputs, name, hyperparameters, run_dir, args.device, cache_dir(), view, stop)
+        with record.running():
+            summary = run_finetune(inputs, name, hyperparameters, run_dir, args.device, cache_dir(), view, stop)
+        record.complete(summary)
         view({"event": "done", "study": config.study, "summary": str(run_dir / "summary.json")})
     if not args.json:
         print(format_table(summary))
         print(f"\nSummary: {run_dir / 'summary.json'}   Checkpoints: {run_dir / 'checkpoints'}")
-    return 0
+    return record.exit_code
 
 
 def _named_or_read(text: str) -> tuple[str, Hyperparameters | None]:
@@ -110,7 +119,7 @@ def _named_or_read(text: str) -> tuple[str, Hyperparameters | None]:
     if not path.is_file():
         raise ConfigError(f"--hyperparameters {text}: neither a file nor a built-in configuration; built in are {', '.join(METHOD_NAMES)}")
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = json.loads(read_text_input(path, MAX_SUMMARY_BYTES))
         if not isinstance(document, dict):
             raise ConfigError(f"--hyperparameters {text} must be a JSON object with lr, weight_decay, loss_weights and what else is wanted")
         if "search" in document or "final" in document:  # a run's summary.json
@@ -121,7 +130,7 @@ def _named_or_read(text: str) -> tuple[str, Hyperparameters | None]:
         return path.stem, Hyperparameters(**_Given.model_validate(document).model_dump())
     except ValidationError as error:
         raise ConfigError(f"--hyperparameters {text}: {'; '.join(dict.fromkeys(map(_mistake, error.errors())))}") from None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"--hyperparameters {text} is not a JSON file of hyperparameters or a run's summary.json: {error}") from None
 
 

@@ -70,6 +70,7 @@ def _in_study(args: argparse.Namespace, config: StudyConfig, folders: Mapping[fl
     from autoft.cli.evaluate import _read_checkpoint
     from autoft.config.sections import WiseFTConfig
     from autoft.models import load_checkpoint
+    from autoft.models.state import snapshot
     from autoft.wise_ft import interpolator
     from autoft.workspace import Workspace
 
@@ -77,7 +78,7 @@ def _in_study(args: argparse.Namespace, config: StudyConfig, folders: Mapping[fl
     workspace = Workspace.load(config, args.device, cache_dir(), splits=["train", "val_id", "val_ood"])
     start, end = (_read_checkpoint(str(path), workspace) for path in (args.zero_shot, args.fine_tuned))
     _check_same_heads(f"{args.zero_shot} and {args.fine_tuned}", start, end)
-    zero_shot, fine_tuned = ({name: tensor.detach().clone() for name, tensor in model.state_dict().items()} for model in (start, end))
+    zero_shot, fine_tuned = (snapshot(model) for model in (start, end))
     workspace.model = end  # which predicts as it was trained to, with one head or two
     _check_same_preprocessing(f"study {config.study} and {args.fine_tuned}", workspace.loaded, loaded)
     section = config.wise_ft or WiseFTConfig()
@@ -89,7 +90,7 @@ def _in_study(args: argparse.Namespace, config: StudyConfig, folders: Mapping[fl
     for alpha, folder in folders.items():
         place(alpha)
         scores = {name: workspace.score(name) for name in ("val_id", "val_ood")}
-        state = {name: tensor.detach().clone() for name, tensor in workspace.model.state_dict().items()}
+        state = snapshot(workspace.model)
         _save(folder, state, loaded, info, alpha, scores, made)
         rows.append({"alpha": alpha, **scores, "checkpoint": str(folder)})
     return rows

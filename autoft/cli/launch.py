@@ -5,16 +5,14 @@ import contextlib
 import io
 import json
 import os
-import shlex
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoft.cli.runtime import StopSignal, cache_dir, home_dir, ray_address, storage_url
+from autoft.cli.runtime import StopSignal, cache_dir, home_dir, ray_address, resumable, storage_url
 from autoft.config import StudyConfig, load_config
-from autoft.errors import ClusterError, ConfigError, Interrupted, StudyNotFound
+from autoft.errors import ClusterError, ConfigError, StudyNotFound
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -28,38 +26,41 @@ def demo(args: argparse.Namespace) -> int:
 def launch(args: argparse.Namespace) -> int:
     """Run a study, or go on with one."""
     config = load_config(args.study, args.set)
+    if getattr(args, "detach", False):
+        from autoft.cli.jobs import detach
+
+        return detach(config, args)
     stop = StopSignal()
-    again = f"Nothing is lost. Go on with: {shlex.join(['autoft', *sys.argv[1:]])}"
-    with stop.installed():
-        try:
-            return _launch(config, args, stop)
-        except Interrupted as error:
-            raise Interrupted(f"{error}\n{again}", stop.number or signal.SIGINT) from None
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped\n{again}", stop.number or signal.SIGINT) from None
+    with resumable(stop):
+        return _launch(config, args, stop)
 
 
 def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> int:
     """Check everything, the quick checks first, and only then make the study and its run folder."""
     from autoft.cli.progress import is_live, make_view
+    from autoft.cli.publish import Publisher
+    from autoft.cli.recording import Recorder, open_artifacts
     from autoft.fingerprint import check_fingerprint
-    from autoft.pipeline import is_complete, prepare, run_pipeline
+    from autoft.ledger import count_finished
+    from autoft.pipeline import STATE_ATTRIBUTE, is_complete, prepare, run_pipeline
     from autoft.report.table import format_table, selection_line
-    from autoft.search import count_finished
     from autoft.workspace import configure_torch
     from storage import open_study, storage_errors
 
     run_dir = Path(args.runs) / config.study
     stop.announces = args.json or not is_live()
     check_flags(args)
+    store = open_artifacts(args)
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(len(os.sched_getaffinity(0)))
         url = storage_url()
         view({"event": "preparing", "study": config.study, "storage": url.safe})
         known = is_known(url, config.study)  # an unreachable database is reported before images are decoded
         inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
+        record = Recorder(url, inputs, run_dir, store, view, kind="launch", method="autoft", seed=config.search.seed)
         handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=False)) if known else None
         if handle is not None and is_complete(inputs, handle.study, run_dir):
+            handle.study.set_user_attr(STATE_ATTRIBUTE, "complete")  # which an outage may have kept from being noted
             view({"event": "already_complete", "study": config.study})
             summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         else:
@@ -70,8 +71,11 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
             make_executor = connect_workers(config, args, stop, stack, view)
             if handle is None:
                 handle = stack.enter_context(open_study(url, config.study, directions=[config.direction] * len(config.search.objectives), create=True))
-            with stop.deferred(), storage_errors(url):
-                summary = run_pipeline(inputs, handle.study, make_executor, run_dir, view, stop, warm_start)
+            stop.lifeline = handle.lifeline
+            published = Publisher(view, handle.study, config, handle.lifeline, inputs.data.classes.names, run_dir)
+            with stop.deferred(), storage_errors(url), record.running(), published.until_the_end():
+                summary = run_pipeline(inputs, handle.study, make_executor, run_dir, published, stop, warm_start, handle.lifeline)
+        record.complete(summary)
         view({"event": "done", "study": config.study, "report": str(run_dir / "report.html"), "summary": str(run_dir / "summary.json")})
     if not args.json:
         print(format_table(summary))
@@ -79,7 +83,7 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
         if chosen is not None:
             print(f"\n{chosen}")
         print(f"\nReport: {run_dir / 'report.html'}   Checkpoints: {run_dir / 'checkpoints'}")
-    return 0
+    return record.exit_code
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -149,22 +153,26 @@ def connect_workers(
 
         threads = args.threads_per_worker or len(os.sched_getaffinity(0))
         view({"event": "workers", "count": 1, "device": resolve_device(args.device).type, "threads": threads})
-        return lambda: InProcessExecutor(config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop)
+        return lambda: InProcessExecutor(
+            config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop.stops_trials, stages_stop=stop.stops_stages,
+            trial_timeout_seconds=args.trial_timeout,
+        )
 
-    from workers.cluster import cluster, plan_workers
+    from workers.capacity import cluster_nodes, plan_on_nodes
+    from workers.cluster import cluster
     from workers.ray_executor import RayExecutor, elastic_count
 
     address = ray_address()
     view({"event": "connecting", "address": address})
     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray prints its own account of a lost worker there
     try:
-        have = stack.enter_context(cluster(address))
+        stack.enter_context(cluster(address))
     except SystemExit:  # Ray's own handler of SIGTERM, while it starts
         stop.number = signal.SIGTERM
         raise KeyboardInterrupt from None
     finally:
         stop.reinstall()
-    spec = plan_workers(have, args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
+    spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
-    return lambda: RayExecutor(config, spec, cache_dir(), stop, grow=grow)
+    return lambda: RayExecutor(config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view)

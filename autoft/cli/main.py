@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `autoft --help` is quick.
 """
 
 import argparse
+import errno
 import importlib
 import logging
 import math
@@ -16,9 +17,12 @@ from autoft import __version__
 from autoft.errors import AutoFTError
 from autoft.presets import preset_names
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
 EXIT_CODES = """exit codes:
   0 done    1 a bug in autoft    2 wrong input (flag, study file, data, model)    3 the database    4 the cluster, or a language model
-  5 the study exists and differs, or is owned by another process    6 trials cannot run    130 Ctrl-C    143 SIGTERM
+  5 the study exists and differs, or is owned by another process    6 trials cannot run    7 a file or --artifacts cannot be written (disk full, no rights)
+  130 Ctrl-C    143 SIGTERM
 """
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -36,7 +40,16 @@ COMMANDS = {
     "list": ("studies", "list_"),
     "show": ("studies", "show"),
     "status": ("studies", "status"),
+    "pause": ("control", "pause"),
+    "resume": ("control", "resume"),
+    "stop": ("control", "stop"),
+    "cancel": ("control", "cancel"),
+    "worker": ("worker", "worker"),
+    "logs": ("jobs", "logs"),
+    "doctor": ("doctor", "doctor"),
     "dashboard": ("dashboard", "dashboard"),
+    "db": ("database", "database"),
+    "runs": ("runs", "runs"),
 }
 
 
@@ -53,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     launch = _command(commands, "launch", "run a study: search, final fine-tune, WiSE-FT, evaluation, report")
     _add_study(launch)
+    launch.add_argument(
+        "--detach", action="store_true", help="run it as a job of the cluster at RAY_ADDRESS and return at once; needs AUTOFT_STORAGE_URL_FILE"
+    )
     _add_run(launch)
 
     finetune = _command(commands, "finetune", "one full fine-tune with given hyperparameters, WiSE-FT and evaluation; no search")
@@ -67,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     finetune.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
     finetune.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
+    _add_artifacts(finetune)
     finetune.add_argument("--threads", type=_positive, default=_cores(), metavar="N", help="CPU threads (default: all cores)")
     _add_json(finetune, "one JSON object per event on stdout")
 
@@ -154,10 +171,27 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("name", help="name of the study")
     _add_json(status)
 
-    dashboard = _command(commands, "dashboard", "serve optuna-dashboard for the studies in the database")
-    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
-    dashboard.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    for verb, text in (
+        ("pause", "start no new trials of a study until it is resumed"),
+        ("resume", "take a pause back"),
+        ("stop", "let a study's running trials end, then end its run"),
+        ("cancel", "give up a study's running trials and end its run"),
+    ):
+        _command(commands, verb, text).add_argument("name", help="name of the study")
+
+    _add_worker(commands)
+    _add_logs(commands)
+    _add_database(commands)
+    _add_dashboard(commands)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    doctor = _command(commands, "doctor", "look at everything a study needs on this machine, and say what to do about what is wrong")
+    doctor.add_argument("--study", type=Path, metavar="FILE", help="study file: look for its model as well")
+    doctor.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
+    _add_json(doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,12 +205,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AutoFTError as error:
         print(f"autoft {args.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141 if args.command in ("launch", "demo", "compare", "finetune") else 0  # a run has not ended well; a list was only cut short
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"autoft {args.command}: {error.strerror}: {error.filename or 'a file'}; what was written before stays whole", file=sys.stderr)
+        return 7
     except KeyboardInterrupt:
         print(f"autoft {args.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 class _ToStderr(logging.Handler):
@@ -205,18 +244,76 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field: --set search.n_trials=8")
 
 
+def _add_artifacts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--artifacts", metavar="URL", help="copy the run folder there when it is done: a folder, file:///..., s3://BUCKET/PREFIX")
+
+
+def _add_database(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    database = _command(commands, "db", "make, migrate or check the tables in the database")
+    database.add_argument(
+        "action",
+        choices=("init", "upgrade", "check"),
+        help="init: make Optuna's tables and those of recorded runs; upgrade: migrate those of recorded runs; check: say what is there and what is missing",
+    )
+    _add_json(database)
+    runs = _command(commands, "runs", "list the recorded runs: launches, fine-tunes, and the trainings of comparisons")
+    runs.add_argument("name", nargs="?", metavar="NAME", help="of this study only")
+    _add_json(runs)
+
+
 def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object per event on stdout") -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (default: ./runs)")
+    _add_artifacts(parser)
     parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
     parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
     parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
+    parser.add_argument("--trial-timeout", type=_seconds, metavar="SECONDS", help="give a trial up that takes longer; it runs once more (default: no limit)")
     _add_json(parser, json_text)
+
+
+def _add_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    worker = _command(commands, "worker", "offer this machine's cores and GPUs to a Ray cluster, or start one, until a signal comes")
+    worker.add_argument("--address", metavar="HOST:PORT", help="head of the cluster to join (default: RAY_ADDRESS)")
+    worker.add_argument("--head", action="store_true", help="start a cluster, guarded by a token")
+    worker.add_argument("--cpus", type=_count, metavar="N", help="CPU cores to offer (default: all)")
+    worker.add_argument("--gpus", type=_count, metavar="N", help="GPUs to offer (default: all that torch sees)")
+    worker.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the cluster's token (default: RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token); --head writes a missing one"
+    )
+    worker.add_argument("--drain", type=_seconds, default=20.0, metavar="SECONDS", help="after a signal, let running trials end for so long (default: 20)")
+    worker.add_argument("--port", type=_count, default=6379, metavar="N", help="of a head: where nodes and studies find it; 0: a free one (default: 6379)")
+    worker.add_argument(
+        "--job-server", default="127.0.0.1:8265", metavar="HOST:PORT", help="of a head: where detached launches are taken (default: 127.0.0.1:8265)"
+    )
+
+
+def _add_logs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    logs = _command(commands, "logs", "print what a detached launch (launch --detach) has said")
+    logs.add_argument("name", help="name of the study")
+    logs.add_argument("--follow", action="store_true", help="go on until the launch ends; its exit code becomes this command's")
 
 
 def _add_json(parser: argparse.ArgumentParser, text: str = "JSON on stdout") -> None:
     parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    dashboard = _command(commands, "dashboard", "serve optuna-dashboard, guarded and read-only, for the studies in the database")
+    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only; others need a sign-in)")
+    dashboard.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    dashboard.add_argument("--allow-edit", action="store_true", help="let visitors change and delete studies (default: read-only)")
+    dashboard.add_argument("--require-sign-in", action="store_true", help="ask for a sign-in on this machine too")
+    dashboard.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a name visitors reach it by, beside this machine's; repeatable")
+    dashboard.add_argument("--password-file", type=Path, metavar="FILE", help="users that may sign in: USER:HASH lines, which --make-password writes")
+    dashboard.add_argument(
+        "--make-password", metavar="USER", help="ask for a password, or read it from stdin, print USER:HASH or set it in --password-file, and end"
+    )
+    dashboard.add_argument("--proxy", action="append", default=[], metavar="ADDRESS", help="address or network of a reverse proxy to trust; repeatable")
+    dashboard.add_argument("--trust-proxy-header", metavar="HEADER", help="header in which --proxy names the user it has signed in: X-Forwarded-User")
+    dashboard.add_argument("--artifacts", type=Path, metavar="DIR", help="serve artifacts of studies from this folder, as downloads only")
+    dashboard.add_argument("--access-log", action="store_true", help="one line a request on stderr, without query strings")
 
 
 def _cores() -> int:
@@ -227,6 +324,19 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, got {text}")
+    return seconds
 
 
 def _share(text: str) -> float:

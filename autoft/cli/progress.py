@@ -116,6 +116,12 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return _trial_line(event, score)
         case "trial_retried":
             return f"trial {event['trial']} was lost ({event['message']}) and runs again"
+        case "paused":
+            return f"paused: nothing new is started until `autoft resume {event['study']}`"
+        case "resumed":
+            return "resumed"
+        case "copied":
+            return f"copied {plural(event['sent'], 'file')} to {event['url']}; {event['kept']} were there already"
         case "stage_started":
             return f"{_STAGES.get(event['stage'], event['stage'])} ..."
         case "epoch_ended":

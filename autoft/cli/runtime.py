@@ -2,13 +2,18 @@
 
 import contextlib
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import platformdirs
 
+from autoft.artifacts import safe_argument
+from autoft.errors import Interrupted
+from autoft.lifeline import ALWAYS_THERE, Lifeline, Wish, wants_end
 from storage import StorageURL, embedded_url, take_storage_url
 
 
@@ -37,6 +42,20 @@ def ray_address() -> str | None:
     return address if address not in ("", "local") else None
 
 
+@contextlib.contextmanager
+def resumable(stop: "StopSignal") -> Iterator[None]:
+    """Handle signals within the block; whatever stops it, the message says how to go on."""
+    again = f"Nothing is lost. Go on with: {shlex.join(['autoft', *map(safe_argument, sys.argv[1:])])}"
+    with stop.installed():
+        try:
+            yield
+        except Interrupted as error:
+            number = stop.number or (signal.SIGINT if error.exit_code else 0)
+            raise Interrupted(f"{error}\n{again}", number) from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped\n{again}", stop.number or signal.SIGINT) from None
+
+
 class StopSignal:
     """SIGINT and SIGTERM stop a run; a second one ends the process at once.
 
@@ -46,6 +65,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.number: int | None = None
         self.announces = True  # False where a live view says it
+        self.lifeline: Lifeline = ALWAYS_THERE  # set when the study is open: other people's wishes
         self._deferred = False
 
     def __call__(self) -> bool:
@@ -76,6 +96,14 @@ class StopSignal:
             yield
         finally:
             self._deferred = False
+
+    def stops_trials(self) -> bool:
+        """Whether trials that run are to end now."""
+        return self() or self.lifeline.wish() == Wish.CANCEL
+
+    def stops_stages(self) -> bool:
+        """Whether the stages after the search are to end now, to go on another time."""
+        return self() or wants_end(self.lifeline)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:

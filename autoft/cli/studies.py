@@ -12,7 +12,9 @@ from rich.table import Table
 from autoft.cli.progress import stdout_console
 from autoft.cli.runtime import storage_url
 from autoft.enqueue import configuration_name, ran_with
-from autoft.pipeline import CONFIG_ATTRIBUTE, STATE_ATTRIBUTE
+from autoft.ledger import FAILURE_ATTRIBUTE
+from autoft.lifeline import Wish
+from autoft.pipeline import CONFIG_ATTRIBUTE, REASON_ATTRIBUTE, STATE_ATTRIBUTE
 from storage import StorageURL, StudySummary, list_studies, load_study_readonly
 
 
@@ -39,7 +41,7 @@ def status(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     for name, value in facts.items():
-        print(f"{name:12} {_text(value)}")
+        print(f"{name:18} {_text(value)}")
     return 0
 
 
@@ -54,7 +56,7 @@ def show(args: argparse.Namespace) -> int:
         print(json.dumps({**facts, "best_trial": best, "trials": trials}, indent=1))
         return 0
     for name, value in facts.items():
-        print(f"{name:12} {_text(value)}")
+        print(f"{name:18} {_text(value)}")
     if best is not None:
         named = f" ({best['name']})" if best["name"] else ""
         print(f"\nbest trial {best['number']}{named} with score {best['score']:.4f}")
@@ -77,13 +79,11 @@ def _find(url: StorageURL, name: str) -> dict[str, Any]:
 def _facts(summary: StudySummary) -> dict[str, Any]:
     config = summary.user_attrs.get(CONFIG_ATTRIBUTE, {})
     finished = summary.n_complete + summary.n_pruned
-    if summary.locked_by is not None:
-        state = "running"
-    else:
-        state = summary.user_attrs.get(STATE_ATTRIBUTE, "stopped" if summary.n_trials else "created")
+    state, reason = _state(summary)
     return {
         "study": summary.name,
         "state": state,
+        "reason": reason,
         "finished": f"{finished} of {config['search']['n_trials']}" if config else str(finished),
         "n_complete": summary.n_complete,
         "n_pruned": summary.n_pruned,
@@ -93,9 +93,26 @@ def _facts(summary: StudySummary) -> dict[str, Any]:
         "direction": summary.direction,
         "best": summary.best_value,
         "owner": summary.locked_by,
+        "last_sign_of_life": summary.last_sign_of_life.isoformat(timespec="seconds") if summary.last_sign_of_life else None,
         "created": summary.created.isoformat(timespec="seconds") if summary.created else None,
         "updated": summary.updated.isoformat(timespec="seconds") if summary.updated else None,
     }
+
+
+def _state(summary: StudySummary) -> tuple[str, str | None]:
+    """One of created, running, paused, stopping, complete, failed; and why, where it is not plain."""
+    asked = summary.asked
+    by = f"asked by {asked.by} at {asked.at:%Y-%m-%d %H:%M} UTC" if asked else None
+    if summary.locked_by is not None:
+        return {None: "running", Wish.RUN: "running", Wish.PAUSE: "paused"}.get(asked.wish if asked else None, "stopping"), by
+    kept = summary.user_attrs.get(STATE_ATTRIBUTE)
+    if kept == "complete":
+        return "complete", None
+    if kept in ("failed", "paused"):
+        return kept, summary.user_attrs.get(REASON_ATTRIBUTE)
+    if kept == "running":
+        return "paused", "its process ended without a word; the same launch command goes on"
+    return ("paused", None) if summary.n_trials else ("created", None)
 
 
 def _best(study: Study) -> dict[str, Any] | None:
@@ -115,6 +132,7 @@ def _trial(trial: Any) -> dict[str, Any]:
         "score": trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
         "parameters": ran_with(trial),
         "reports": {str(step): value for step, value in trial.intermediate_values.items()},
+        "failure_kind": trial.user_attrs.get(FAILURE_ATTRIBUTE),
         "run": trial.user_attrs.get("run", {}),
     }
 

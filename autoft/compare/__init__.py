@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from optuna.study import Study
 from optuna.trial import TrialState
@@ -40,16 +40,31 @@ from autoft.executor import Executor
 from autoft.files import write_text
 from autoft.fingerprint import check_fingerprint
 from autoft.journal import Journal
+from autoft.ledger import study_id
+from autoft.lifeline import Lifeline, Outage
 from autoft.methods import METHODS, Setting, method_hyperparameters
 from autoft.pipeline import Inputs, package_versions
-from autoft.search import Coordinator, study_id
+from autoft.search import Coordinator
 from autoft.search_space import Hyperparameters, sample_hyperparameters
 from autoft.stages import StageRequest
 from autoft.trials_table import trial_seconds
 
 __all__ = ["COMPARED", "FINETUNE", "LR_FACTOR", "SEARCHES", "ZERO_SHOT", "Comparer", "Plan", "check_methods", "comparison_config", "default_methods", "tuning_space"]
 
-OpenStudy = Callable[[str], AbstractContextManager[Study]]
+
+
+class OwnedStudy(Protocol):
+    """A study this process owns."""
+
+    study: Study
+
+    @property
+    def lifeline(self) -> Lifeline:
+        """To its database."""
+        ...
+
+
+OpenStudy = Callable[[str], AbstractContextManager[OwnedStudy]]
 Observe = Callable[[dict[str, Any]], None]
 
 
@@ -94,6 +109,7 @@ class Comparer:
             try:
                 self._tuned[method] = self._tune(method)
             except TrialCodeError as failure:  # the other methods can still be compared
+                self._executor.forget()  # the other trials of this method
                 self._failed[method] = str(failure)
                 self._observe({"event": "method_failed", "method": method, "error": str(failure)})
         cells = self._cells()
@@ -120,13 +136,18 @@ class Comparer:
                 "search": config.search.model_copy(update={"n_trials": count}),
             }
         )
-        with self._open_tuning(config.study) as study:
-            check_fingerprint(study, {**self._inputs.sections, "search_space": space.model_dump(mode="json"), "comparison": method})
-            journal = Journal(self._run_dir / "tuning" / f"{method}.jsonl", study_id(study))
-            enqueue(study, space, {method: self._first(method)}, count)
+        with self._open_tuning(config.study) as handle:
+            study, outage = handle.study, Outage(handle.lifeline, self._observe)
+
+            def begin() -> Journal:
+                check_fingerprint(study, {**self._inputs.sections, "search_space": space.model_dump(mode="json"), "comparison": method})
+                enqueue(study, space, {method: self._first(method)}, count)
+                return Journal(self._run_dir / "tuning" / f"{method}.jsonl", study_id(study))
+
+            journal = outage.patiently(begin, self._should_stop)
             self._observe({"event": "tuning", "method": method, "trials": count})
-            Coordinator(config, study, self._executor, journal, self._observe, self._should_stop).run()
-            tuned = _tuned(study, space, config.direction)
+            Coordinator(config, study, self._executor, journal, self._observe, self._should_stop, handle.lifeline, outage).run()
+            tuned = outage.patiently(lambda: _tuned(study, space, config.direction), self._should_stop)
         self._observe({"event": "tuned", "method": method, "best": max(_scored(tuned)) if config.direction == "maximize" else min(_scored(tuned))})
         return tuned
 

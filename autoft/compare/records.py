@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoft import __version__
 from autoft.compare.plan import FINETUNE, SOUP, WISE_FT, ZERO_SHOT
 from autoft.config import section_hash
 from autoft.errors import TrialCodeError
@@ -80,23 +81,23 @@ class Records:
         sections = [config.final.model_dump(), config.evaluate.model_dump()]
         sections += [config.wise_ft.model_dump()] if method == WISE_FT and config.wise_ft is not None else []
         digests = {name: hp.digest() for name, hp in trained.items()}
-        return section_hash([self._inputs.fingerprint, method, digests, sections, content, package_versions().get("autoft")])
+        return section_hash([self._inputs.fingerprint, method, digests, sections, content, __version__])
 
 
 def _run(cell: Cell, method: str) -> dict[str, Any]:
     """A method's run out of a cell's stage records."""
     folder = cell.request.run_dir
     parts = [record for name in _parts(cell, method) if (record := stage_result(folder, name)) is not None]
-    validated, evaluated = stage_result(folder, f"validate-{method}"), stage_result(folder, f"evaluate-{method}")
-    assert validated is not None and evaluated is not None
+    evaluated = stage_result(folder, f"evaluate-{method}")
+    assert evaluated is not None
     peaks = [record["peak_memory_bytes"] for record in parts if record.get("peak_memory_bytes") is not None]
     wanted = ("dataset", "split", "metric", "value", "ci_low", "ci_high", "n")
     return {
         "method": method,
         "seed": cell.seed,
         "evaluations": [{name: row[name] for name in wanted} for row in evaluated["evaluations"]],
-        "val_id": validated["val_id"],
-        "val_ood": validated["val_ood"],
+        "val_id": evaluated["val_id"],
+        "val_ood": evaluated["val_ood"],
         "train_seconds": sum(record["seconds"] for record in parts),
         "peak_memory_bytes": max(peaks) if peaks else None,
         "peak_memory_kind": next((record["peak_memory_kind"] for record in parts if record.get("peak_memory_bytes") is not None), None),

@@ -72,7 +72,7 @@ class CsvDataset(DatasetBase):
 
     layout: Literal["csv"]
     path: Path = Field(description="The table; tab-separated if it ends in .tsv, else comma-separated. Relative to the study file.")
-    root: Path | None = Field(default=None, description="Folder the file paths are relative to. Default: the table's folder.")
+    root: Path | None = Field(default=None, description="Folder the file paths are relative to, and below which they must lie once links are followed. Default: the table's folder.")
     filepath: str = Field(default="filepath", description="Name of the column with the image path.")
     label: str | None = Field(
         default="label", description="Name of the column with the class. If the column is absent, the class is read off the caption."
@@ -228,6 +228,12 @@ class DataConfig(Section):
     allow_duplicates: tuple[tuple[str, str], ...] = Field(
         default=(),
         description="Pairs of sets, as [val_ood, NAME], that may share images. Any other image of val_ood in train or a test set is refused.",
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error",
+        description="What an image does that cannot be decoded (damaged, empty, no image, too large). error: it stops the study, which "
+        "names it. skip: it is left out, counted and listed in the report; a set that would lose more than 1 % of its images "
+        "(but one in any set), or a whole class, is refused. Files that a table names and that are not there are errors in any case.",
     )
     near_duplicates: int | None = Field(
         default=2,

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,9 +11,14 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from autoft.config.base import NO_BOOLEAN
 from autoft.config.datasets import DATASET_MODELS, DatasetBase
 from autoft.config.sections import StudyConfig
+from autoft.config.yaml_text import MAX_BYTES, parse_yaml
 from autoft.errors import ConfigError
+from autoft.inputs import read_text_input, shown
+
+MAX_MISTAKES = 20  # named in one message
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -28,15 +34,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text_input(file, MAX_BYTES, pipes=True)
     except FileNotFoundError:
         raise ConfigError(f"no study file at {file}; `autoft init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the study file {file}: {error}") from None
+        raise ConfigError(f"cannot read the study file {file}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{file} must be a mapping with the sections {', '.join(StudyConfig.model_fields)}")
     for override in overrides:
@@ -50,7 +56,9 @@ def parse_config(document: Mapping[str, Any], base: Path, source: str = "study")
     try:
         config = StudyConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "\n".join(_explain(error, document))) from None
+        lines = list(_explain(error, document))
+        more = [f"... and {len(lines) - MAX_MISTAKES} more"] if len(lines) > MAX_MISTAKES else []
+        raise ConfigError(f"{source}: " + "\n".join([*lines[:MAX_MISTAKES], *more])) from None
     return _resolve_paths(config, base)
 
 
@@ -70,9 +78,9 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set takes SECTION.FIELD=VALUE, got {override!r}")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: {raw!r} is not valid YAML") from None
+        value = parse_yaml(raw)
+    except ValueError as error:
+        raise ConfigError(f"--set {shown(key)}: {shown(raw)!r}: {error}") from None
     *parents, leaf = key.split(".")
     node: Any = document
     for depth, parent in enumerate(parents):
@@ -88,7 +96,7 @@ def _explain(error: ValidationError, document: Mapping[str, Any]) -> Iterator[st
     """One line a mistake: dotted field, value, what is wrong, the nearest valid name."""
     for item in error.errors():
         location = _field_location(item["loc"])
-        field = ".".join(str(part) for part in location) or "the study file"
+        field = ".".join(shown(str(part), 80) for part in location) or "the study file"
         if item["type"] == "extra_forbidden":
             yield f"unknown key {field}{_nearest(location, document)}"
         elif item["type"] == "missing":
@@ -96,7 +104,8 @@ def _explain(error: ValidationError, document: Mapping[str, Any]) -> Iterator[st
         else:
             message = item["msg"].removeprefix("Value error, ")
             names_field = item["type"] == "value_error" and isinstance(item["input"], Mapping)  # a rule over several fields names them itself
-            dotted = f"{field}." if location and message.startswith(("knobs.", "fixed.", "loss_weights.")) else f"{field}: " if location else ""
+            inside = message.startswith(("knobs.", "fixed.", "loss_weights.")) or message.endswith(NO_BOOLEAN)
+            dotted = f"{field}." if location and inside else f"{field}: " if location else ""
             yield f"{dotted}{message}" if names_field else f"{field} = {_shown(item['input'])}: {message}"
 
 
@@ -146,7 +155,7 @@ _DATASET_MODELS: Mapping[str, type[DatasetBase]] = {
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(value if not isinstance(value, str) else value[:100])
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -154,36 +163,44 @@ def _resolve_paths(config: StudyConfig, base: Path) -> StudyConfig:
     """A copy with every path absolute."""
     data = config.data
     update: dict[str, Any] = {
-        split: _resolve_dataset(getattr(data, split), base) for split in ("train", "val_id", "val_ood")
+        split: _resolve_dataset(getattr(data, split), base, f"data.{split}") for split in ("train", "val_id", "val_ood")
     }
     for kind in ("test_id", "test_ood"):
-        update[kind] = {name: _resolve_dataset(dataset, base) for name, dataset in getattr(data, kind).items()}
+        update[kind] = {name: _resolve_dataset(dataset, base, f"data.{kind}.{name}") for name, dataset in getattr(data, kind).items()}
     if isinstance(data.classnames, Path):
-        update["classnames"] = _absolute(data.classnames, base)
+        update["classnames"] = _absolute(data.classnames, base, "data.classnames")
     if data.descriptions is not None:
-        update["descriptions"] = _absolute(data.descriptions, base)
+        update["descriptions"] = _absolute(data.descriptions, base, "data.descriptions")
     model = config.model
     prefix, colon, path = model.name.partition(":")
     if colon and prefix == "local-dir":
-        model = model.model_copy(update={"name": f"local-dir:{_absolute(Path(path), base)}"})
-    if model.pretrained is not None and _absolute(Path(model.pretrained), base).is_file():
-        model = model.model_copy(update={"pretrained": str(_absolute(Path(model.pretrained), base))})
+        model = model.model_copy(update={"name": f"local-dir:{_absolute(Path(path), base, 'model.name')}"})
+    if model.pretrained is not None and (weights := _absolute(Path(model.pretrained), base, "model.pretrained")).is_file():
+        model = model.model_copy(update={"pretrained": str(weights)})
     return config.model_copy(update={"data": data.model_copy(update=update), "model": model})
 
 
-def _resolve_dataset(dataset: DatasetBase, base: Path) -> DatasetBase:
+def _resolve_dataset(dataset: DatasetBase, base: Path, field: str) -> DatasetBase:
     update: dict[str, Any] = {}
     for name in ("path", "root"):
         value = getattr(dataset, name, None)
         if value is not None:
-            update[name] = type(value)(str(_absolute(Path(value), base))) if isinstance(value, str) else _absolute(value, base)
+            path = _absolute(Path(value), base, f"{field}.{name}")
+            update[name] = str(path) if isinstance(value, str) else path
     for name in ("labels", "groups"):  # arrays: an .npy beside the images
         value = getattr(dataset, name, None)
         if isinstance(value, str) and value.endswith(".npy"):
-            update[name] = str(_absolute(Path(value), base))
+            update[name] = str(_absolute(Path(value), base, f"{field}.{name}"))
     return dataset.model_copy(update=update)
 
 
-def _absolute(path: Path, base: Path) -> Path:
-    path = path.expanduser()
-    return path if path.is_absolute() else (base / path).resolve()
+def _absolute(path: Path, base: Path, field: str) -> Path:
+    """The path itself, or what it is relative to the base. Raises ConfigError where no file can be called so."""
+    try:
+        path = path.expanduser()
+        long = max(map(len, map(os.fsencode, path.parts)), default=0) > 255 or len(os.fsencode(path)) > 4000
+        if not long:
+            return path if path.is_absolute() else (base / path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user in ~user/, a loop of links, a null character
+        raise ConfigError(f"{field} = {shown(str(path))!r} is not a path: {error}") from None
+    raise ConfigError(f"{field} = {shown(str(path), 80)!r} is not a path: it is too long")

@@ -1,9 +1,10 @@
 """Numpy arrays: an .npz with images and labels, or an .npy of each. Nothing is unpickled."""
 
 import functools
+import math
+import os
 import threading
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,9 +15,14 @@ from PIL import Image
 
 from autoft.config import ArraysDataset
 from autoft.data.files import files_signature, stat_file
+from autoft.data.pixels import MAX_PIXELS
 from autoft.data.sets import Listing
 from autoft.errors import DataError
+from autoft.inputs import shown
 
+# Of this machine's memory, what an array unpacked from an .npz may take. It stays in memory until all sets are decoded.
+_MEMORY_SHARE = 0.6
+_MAX_HEADER = 1 << 16  # bytes, of an array in a file
 _Header = tuple[tuple[int, ...], np.dtype[Any]]
 _lock = threading.Lock()
 
@@ -98,6 +104,8 @@ def _check_images(place: _Place, field: str) -> int:
         raise DataError(f"{field} = {place}: images must be (n, height, width) or (n, height, width, 3), got shape {shape}")
     if 0 in shape:
         raise DataError(f"{field} = {place}: there are no images in shape {shape}")
+    if shape[1] * shape[2] > MAX_PIXELS:
+        raise DataError(f"{field} = {place}: images of shape {shape} have more than the limit of {MAX_PIXELS:,} pixels")
     return shape[0]
 
 
@@ -124,9 +132,26 @@ def _load(place: _Place) -> NDArray[Any]:
         if not isinstance(array, np.ndarray):
             raise ValueError("an .npz under the name of an .npy")
         return array
+    _check_unpacked(place)
     with np.load(place.path, allow_pickle=False) as file:
         array = file[place.key]
         return array
+
+
+def _check_unpacked(place: _Place) -> None:
+    """Raise ValueError where an archive promises an array of another size than is in it, or one that memory cannot hold.
+
+    A zip archive can unpack to a thousand times its size, and an array's header can promise anything.
+    """
+    shape, dtype = _header(place)
+    promised = math.prod(shape) * dtype.itemsize
+    with zipfile.ZipFile(place.path) as archive:
+        unpacked = archive.getinfo(f"{place.key}.npy").file_size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not promised <= unpacked <= promised + _MAX_HEADER:
+        raise ValueError(f"an array of shape {shape} has {promised:,} bytes, but {unpacked:,} are there")
+    if promised > _MEMORY_SHARE * memory:
+        raise ValueError(f"the array unpacks to {promised:,} bytes, more than this machine's memory can hold; an .npy is read where it lies")
 
 
 def forget_arrays() -> None:
@@ -148,10 +173,10 @@ def _header(place: _Place) -> _Header:
 
 def _refuse(place: _Place, field: str, error: Exception) -> NoReturn:
     if isinstance(error, KeyError) and place.key is not None:
-        with np.load(place.path, allow_pickle=False) as file:
-            raise DataError(f"{field} = {place.key!r}: {place.path} has no such array; it has {', '.join(file.files)}") from None
+        with zipfile.ZipFile(place.path) as archive:
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+        raise DataError(f"{field} = {place.key!r}: {place.path} has no such array; it has {shown(names)}") from None
     if "pickle" in str(error) or "Python objects" in str(error):
         raise DataError(f"{field} = {place}: the array holds Python objects, which are never unpickled; store numbers") from None
-    if isinstance(error, OSError | ValueError | EOFError | zipfile.BadZipFile | zlib.error):
-        raise DataError(f"{field} = {place}: the file is damaged or not a numpy file: {error}") from None
-    raise error
+    # numpy and zipfile raise OSError, ValueError, EOFError, MemoryError, tokenize.TokenError, NotImplementedError and more on damaged files.
+    raise DataError(f"{field} = {place}: the file is damaged or not a numpy file: {shown(str(error) or type(error).__name__)}") from None

@@ -17,6 +17,7 @@ from autoft.data.official import IMAGENET_C_TYPES, check_official_size
 from autoft.data.sets import Listing
 from autoft.data.unencoded import named, unencoded_listing
 from autoft.errors import DataError
+from autoft.inputs import read_text_input
 
 # One byte of label, then 32 x 32 bytes each of red, green and blue (cs.toronto.edu/~kriz/cifar.html, binary version).
 _ROW_BYTES = 1 + 3 * 32 * 32
@@ -117,7 +118,7 @@ def _map_batch(path: Path, size: int, field: str) -> NDArray[np.uint8]:
 def _check_names(path: Path, field: str) -> None:
     """The names beside the batches say which set they are; a copy without them is taken at its word."""
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = read_text_input(path, 1 << 16).split()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

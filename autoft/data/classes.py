@@ -14,8 +14,10 @@ from autoft.config.vocabulary import fill
 from autoft.data.layouts import open_listing
 from autoft.data.sets import ClassTable, Listing
 from autoft.errors import DataError
+from autoft.inputs import read_text_input, shown
 
 _SHOWN = 20
+MAX_NAMES_BYTES = 16 << 20  # of data.classnames; ImageNet-21k's names have 0.5 MB
 
 
 def resolve_classes(data: DataConfig) -> ClassTable:
@@ -45,6 +47,9 @@ def class_table(data: DataConfig, train: Listing) -> ClassTable:
         table = ClassTable(_match_names(names, _sorted_keys(train.labels)), names, ordered=True)
     if len(table) < 2:
         raise DataError(f"data.train has one class only ({table.names[0]}); at least two are needed")
+    for key in (*table.keys, *table.names):
+        if "\0" in key or any(0xD800 <= ord(letter) < 0xE000 for letter in key):
+            raise DataError(f"the class {shown(key)!r} of data.train has a name that is no text; rename its folder or label")
     return table
 
 
@@ -52,7 +57,7 @@ def _given_names(data: DataConfig) -> tuple[str, ...] | None:
     names = data.classnames
     if isinstance(names, Path):
         try:
-            lines = names.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text_input(names, MAX_NAMES_BYTES).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"data.classnames = {names}: cannot read the file: {getattr(error, 'strerror', None) or error}") from None
         names = tuple(line.strip() for line in lines if line.strip())
@@ -74,7 +79,7 @@ def _sorted_keys(labels: Sequence[str | int]) -> tuple[str, ...]:
 def _number(label: str | int) -> int | None:
     if isinstance(label, int):
         return label
-    return int(label) if re.fullmatch(r"-?[0-9]+", label) else None
+    return int(label) if re.fullmatch(r"-?[0-9]{1,18}", label) else None
 
 
 def _match_names(names: tuple[str, ...], keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,9 +16,12 @@ from typing import Any
 from autoft.config.vocabulary import class_names
 from autoft.data.sets import ClassTable
 from autoft.errors import DataError
+from autoft.inputs import read_text_input, shown
 
 Descriptions = tuple[tuple[str, ...], ...]
 
+# What a file may have at most, so that looking for the class a misspelt key is nearest to takes seconds at most.
+MAX_BYTES, MAX_KEYS, MAX_KEY = 64 << 20, 50_000, 500
 _SHOWN = 5
 _log = logging.getLogger(__name__)
 
@@ -88,15 +91,19 @@ class _Object(list[tuple[str, Any]]):
 
 def _read(path: Path, field: str) -> dict[str, Any]:
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Object)
+        pairs = json.loads(read_text_input(path, MAX_BYTES), object_pairs_hook=_Object)
     except OSError as error:
         raise DataError(f"{field} = {path}: cannot read the file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{field} = {path}: not valid JSON: {error}") from None
     if not isinstance(pairs, _Object):
         raise DataError(f"{field} = {path}: must be a JSON object, {{class: sentence or list of sentences}}; it is {_kind(pairs)}")
+    if len(pairs) > MAX_KEYS:
+        raise DataError(f"{field} = {path}: has {len(pairs):,} keys, more than the limit of {MAX_KEYS:,}; a class has one")
     document: dict[str, Any] = {}
     for key, value in pairs:
+        if len(key) > MAX_KEY:
+            raise DataError(f"{field} = {path}: a key has {len(key):,} characters, more than the limit of {MAX_KEY:,}: {shown(key, 40)!r}")
         if key in document:
             raise DataError(f"{field} = {path}: the key {key!r} is there twice; a class has one key, and a list for several sentences")
         document[key] = value

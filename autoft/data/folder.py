@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from autoft.config import FolderDataset
-from autoft.data.files import IMAGE_EXTENSIONS, encoded_listing, files_signature, read_bytes
+from autoft.data.files import IMAGE_EXTENSIONS, encoded_listing, files_signature, is_folder, read_bytes
 from autoft.data.sets import Listing
 from autoft.errors import DataError
 
@@ -17,8 +17,8 @@ def list_folder(dataset: FolderDataset, field: str) -> Listing:
         DataError: the folder is missing, has no class folders, or a class folder has no image.
     """
     root = dataset.path
-    if not root.is_dir():
-        raise DataError(f"{field}.path = {root}: there is no such folder" if not root.exists() else f"{field}.path = {root} is not a folder")
+    if not is_folder(root):
+        raise DataError(f"{field}.path = {root} is not a folder" if os.path.lexists(root) else f"{field}.path = {root}: there is no such folder")
     try:
         found = [entry for name in _class_folders(root, field) for entry in _class_images(root, name, field)]
     except OSError as error:
@@ -46,7 +46,10 @@ def _class_images(root: Path, name: str, field: str) -> list[tuple[str, os.stat_
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, os.stat_result]]:
-    """Images under a folder as (path relative to the set's root, stat). Links are followed, but never into a loop."""
+    """Images under a folder as (path relative to the set's root, stat). Links are followed, but never into a loop.
+
+    A folder that is called as an image is and has none inside counts as an image, which then cannot be read, rather than as nothing.
+    """
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:
@@ -55,7 +58,17 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         if entry.name.startswith("."):
             continue
         path = f"{prefix}/{entry.name}"
+        is_image = entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
         if entry.is_dir():
-            yield from _walk(folder / entry.name, path, (*above, here))
-        elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
-            yield path, entry.stat()
+            inside = list(_walk(folder / entry.name, path, (*above, here)))
+            yield from inside if inside or not is_image else [(path, entry.stat())]
+        elif is_image:
+            yield path, _stat(entry)
+
+
+def _stat(entry: "os.DirEntry[str]") -> os.stat_result:
+    """A link to nothing is an image that cannot be read."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return entry.stat(follow_symlinks=False)

@@ -9,11 +9,13 @@ from typing import Any
 from PIL import Image
 
 from autoft.config import FolderDataset, ImageNetDataset
-from autoft.data.files import encoded_listing, read_bytes
+from autoft.data.files import MAX_TEXT_BYTES, encoded_listing, read_bytes
 from autoft.data.folder import list_folder
 from autoft.data.official import check_official_size
+from autoft.data.pixels import UnusableImage
 from autoft.data.sets import Listing
 from autoft.errors import DataError
+from autoft.inputs import read_text_input
 
 # Pixels of the red frame every image has, so that one can tell it in training data; WiSE-FT and FLYP crop as many.
 BORDER = 2
@@ -67,7 +69,7 @@ def _cropping(listing: Listing) -> Callable[[int], Image.Image]:
         image = listing.decode(index)
         width, height = image.size
         if min(width, height) <= 2 * BORDER:
-            raise DataError(f"{listing.field}: image {listing.ids[index]} has {width} x {height} pixels: nothing is left within its red border")
+            raise UnusableImage(f"{listing.field}: image {listing.ids[index]} has {width} x {height} pixels: nothing is left within its red border")
         return image.crop((BORDER, BORDER, width - BORDER, height - BORDER))
 
     return decode
@@ -105,7 +107,7 @@ def _read_mappings(folder: Path, field: str) -> _Mappings:
 def _read_json(path: Path, field: str) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(path, field))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{field}: {path} is not JSON: {error}") from None
     wanted = int if path.name == _IDS else str
     if not isinstance(content, dict) or not all(type(value) is wanted for value in content.values()):
@@ -115,6 +117,6 @@ def _read_json(path: Path, field: str) -> dict[str, Any]:
 
 def _read_text(path: Path, field: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text_input(path, MAX_TEXT_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{field}: cannot read mapping file {path}: {getattr(error, 'strerror', None) or error}") from None

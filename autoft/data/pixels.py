@@ -10,12 +10,22 @@ from PIL import Image, UnidentifiedImageError
 
 from autoft.data.sets import PixelSpec
 from autoft.errors import DataError
+from autoft.inputs import read_input
 
 # Other formats Pillow knows are left out: some of them run external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Beyond this an image is refused before its pixels are unpacked: 0.25 GiB at three bytes a pixel. Pillow only warns here, and its limit is
+# a global that any library may lift.
+MAX_PIXELS = (1 << 28) // 3
 # open_clip resizes the short side before it crops, so a sliver of an image would grow into gigabytes.
 MAX_ASPECT = 200
+# A file is read whole before it is decoded; the largest image allowed, uncompressed with 16 bits a channel and four of them, fits.
+MAX_BYTES = 1 << 30
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class UnusableImage(DataError):
+    """An image is bad in itself and stays so: what `data.on_bad_image` is about. A disk that does not answer is something else."""
 
 
 def decode_image(raw: bytes, field: str, example: str) -> Image.Image:
@@ -25,31 +35,31 @@ def decode_image(raw: bytes, field: str, example: str) -> Image.Image:
     so that a checkpoint sees the same pixels in other programs; 16-bit grey is scaled to 8 bits rather than clipped.
 
     Raises:
-        DataError: naming field and example, if it is empty, truncated, not an image, larger than Pillow's limit
-            against decompression bombs, or a sliver.
+        UnusableImage: naming field and example, if it is empty, truncated, not an image, larger than `MAX_PIXELS`, or a sliver.
     """
     if not raw:
-        raise DataError(f"{field}: image {example} is empty (0 bytes)")
+        raise UnusableImage(f"{field}: image {example} is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             _check_size(image, field, example)
             image.load()
             return _to_rgb(image)
-    except DataError:
+    except UnusableImage:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{field}: {example} is not an image ({', '.join(FORMATS)} can be read)") from None
+        raise UnusableImage(f"{field}: {example} is not an image ({', '.join(FORMATS)} can be read)") from None
+    except MemoryError:
+        raise DataError(f"{field}: there is no memory to decode image {example}") from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
-        raise DataError(f"{field}: image {example} is corrupt or truncated: {error}") from None
+        raise UnusableImage(f"{field}: image {example} is corrupt or truncated: {error}") from None
 
 
 def _check_size(image: Image.Image, field: str, example: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise DataError(f"{field}: image {example} has {image.width} x {image.height} pixels, more than the limit of {limit}")
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise DataError(f"{field}: image {example} has {image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
+    if image.width * image.height > MAX_PIXELS:
+        raise UnusableImage(f"{field}: image {example} has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
+    if min(image.size) < 1 or max(image.size) > MAX_ASPECT * min(image.size):
+        raise UnusableImage(f"{field}: image {example} has {image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -100,7 +110,7 @@ def _crop_or_pad(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def read_image(path: Path, pixels: PixelSpec) -> NDArray[np.uint8]:
     """An image file as pixels, (side, side, 3). Raises DataError."""
     try:
-        raw = path.read_bytes()
+        raw = read_input(path, MAX_BYTES)
     except OSError as error:
         raise DataError(f"cannot read image {path}: {error.strerror or error}") from None
     return square(decode_image(raw, "image", str(path)), pixels)

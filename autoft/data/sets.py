@@ -91,11 +91,12 @@ class ImageSet:
     labels: (n,) int64, rows of the study's class table, or of `projection` where there is one.
     class_count: number of classes the labels run over.
     groups: (n,) int64 into `group_names`, sorted by name, -1 for an example in no group; None without groups.
-    content_hash: SHA-256 over each example's raw bytes and class key, in order (with its caption and group where it has them).
-        Paths and file dates do not enter.
+    content_hash: SHA-256 over each example's raw bytes and class key, in order (with its caption and group where it has them), and over
+        the raw bytes of skipped images. Paths and file dates do not enter.
     example_hashes: SHA-256 of each example's raw bytes, shortened to 16 hex digits. A corrupted image has that of the image it was.
     projection: for a set with classes of its own, the rows of the study's class table that each of them pools; a prediction is the
         class whose largest logit is largest. None: the study's classes.
+    skipped: (name, reason) of each image that could not be used and is left out of everything above.
     """
 
     field: str
@@ -108,6 +109,7 @@ class ImageSet:
     content_hash: str
     example_hashes: tuple[str, ...]
     projection: tuple[tuple[int, ...], ...] | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,3 +132,12 @@ class StudyData:
     val_ood: ImageSet
     tests: Mapping[str, tuple[Split, ImageSet]]
     drawn: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def skipped(self, shown: int = 1000) -> dict[str, dict[str, object]]:
+        """Of each loaded set that lost images because they cannot be used: how many, and the first with the reason, as JSON values."""
+        loaded = {"train": self.train, "val_id": self.val_id, "val_ood": self.val_ood} | {name: images for name, (_, images) in self.tests.items()}
+        return {
+            name: {"n": len(images.skipped), "images": [{"image": image, "reason": reason} for image, reason in images.skipped[:shown]]}
+            for name, images in loaded.items()
+            if images is not None and images.skipped
+        }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from autoft.config import CorruptionsConfig, DataConfig, DatasetBase
 from autoft.data.arrays import forget_arrays
-from autoft.data.cache import Edit, load_decoded
+from autoft.data.cache import BadImage, Decoded, Edit, load_decoded
 from autoft.data.classes import class_rows, class_table, unknown_class
 from autoft.data.corruptions import CORRUPTIONS, PACKAGE, check_library, chosen_corruption, corrupted, library_versions
 from autoft.data.layouts import open_listing
@@ -23,6 +23,8 @@ from autoft.errors import DataError
 
 # TRAIN is kept this much larger than the model's input, so that random crops have pixels to choose from.
 TRAIN_MARGIN = 1.25
+# With `on_bad_image: skip`, the part of a set's images that may be left out; one image may be in any set.
+MAX_SKIPPED = 0.01
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def load_image_set(
     progress: Callable[[int, int], None] | None = None,
     *,
     templates: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> ImageSet:
     """Load one data set: its own order, then `slice`, `half`, `max_examples` and `balanced`, then `corruptions`.
 
@@ -77,11 +80,12 @@ def load_image_set(
         cache_dir: where decoded images are kept.
         progress: called with (images done, images in all) while decoding.
         templates: prompt templates, by which captions are read in a set without labels.
+        skip_bad: leave out images that cannot be decoded, up to `MAX_SKIPPED` of the set.
 
     Raises:
         DataError: naming field and value; also if a class is none of `classes`.
     """
-    return _load(_select(dataset, open_listing(dataset, field), classes, templates), pixels, cache_dir, progress)
+    return _load(_select(dataset, open_listing(dataset, field), classes, templates), pixels, cache_dir, progress, skip_bad)[1]
 
 
 def load_study_data(
@@ -109,7 +113,7 @@ def load_study_data(
     for field, item in selected.items():
         pixels = PixelSpec(size, interpolation, resize_mode, TRAIN_MARGIN if field == "data.train" else 1.0)
         report = None if progress is None else _for_field(progress, field)
-        loaded[field] = _load(item, pixels, cache_dir, report)
+        selected[field], loaded[field] = _load(item, pixels, cache_dir, report, data.on_bad_image == "skip")
     forget_arrays()
     tests = {name: (split, loaded[field]) for name, split, field in _tests(data) if field in loaded}
     # Who asks for some splits only knows which; making everyone else handle None would say less.
@@ -202,13 +206,42 @@ def _select(dataset: DatasetBase, listing: Listing, classes: ClassTable, templat
     return replace(selected, examples=np.repeat(selected.examples, n), rows=np.repeat(selected.rows, n))
 
 
-def _load(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None) -> ImageSet:
-    listing, examples, rows = selected.listing, selected.examples, selected.rows
+def _load(
+    selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None, skip_bad: bool
+) -> tuple[_Selected, ImageSet]:
+    """Decode what was selected; the selection without the images that were skipped, and the set."""
+    decoded = _decode(selected, pixels, cache_dir, progress, skip_bad)
+    selected = _without(selected, decoded)
+    return selected, _image_set(selected, decoded)
+
+
+def _decode(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None, skip_bad: bool) -> Decoded:
     corruptions = selected.dataset.corruptions
     versions = None if corruptions is None else library_versions()
     description = {"dataset": selected.dataset.model_dump(mode="json"), "classes": selected.keys, "corruptions": versions}
-    edit = None if corruptions is None else _corrupt(corruptions, listing.field)
-    decoded = load_decoded(listing, examples, pixels, cache_dir, description, progress, edit)
+    edit = None if corruptions is None else _corrupt(corruptions, selected.listing.field)
+    may_skip = max(1, int(MAX_SKIPPED * len(np.unique(selected.examples)))) if skip_bad else 0
+    return load_decoded(selected.listing, selected.examples, pixels, cache_dir, description, progress, edit, may_skip)
+
+
+def _without(selected: _Selected, decoded: Decoded) -> _Selected:
+    """The selection without the images that were skipped. Raises DataError if a class has none left."""
+    if not decoded.skipped:
+        return selected
+    kept = decoded.kept(selected.examples)
+    gone = sorted(set(selected.rows.tolist()) - set(selected.rows[kept].tolist()))
+    if gone:
+        first = decoded.skipped[0]
+        raise DataError(
+            f"{selected.listing.field}: no image of class {selected.names[gone[0]]} can be used, and data.on_bad_image = skip does not drop "
+            f"classes. Of {len(decoded.skipped)} bad images the first is {first.id}: {first.reason}"
+        )
+    return replace(selected, examples=selected.examples[kept], rows=selected.rows[kept])
+
+
+def _image_set(selected: _Selected, decoded: Decoded) -> ImageSet:
+    listing, examples, rows = selected.listing, selected.examples, selected.rows
+    corruptions = selected.dataset.corruptions
     captions = None if listing.captions is None else tuple(listing.captions[i] for i in examples)
     group_names, groups = ((), None) if listing.groups is None else _groups(listing.groups, examples)
     texts = [
@@ -216,8 +249,8 @@ def _load(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Cal
         *([captions] if captions is not None else []),
         *([["" if g < 0 else group_names[g] for g in groups]] if groups is not None else []),
     ]
-    if corruptions is not None and versions is not None:
-        by = f"severity {corruptions.severity}, {PACKAGE} {versions[PACKAGE]}"
+    if corruptions is not None:
+        by = f"severity {corruptions.severity}, {PACKAGE} {library_versions()[PACKAGE]}"
         names = (_corruption(corruptions, bytes(digest), i) for i, digest in enumerate(decoded.digests))
         texts.append([f"{name}, {by}" for name in names])
     return ImageSet(
@@ -228,9 +261,10 @@ def _load(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Cal
         groups=groups,
         group_names=group_names,
         captions=captions,
-        content_hash=_content_hash(decoded.digests, texts),
+        content_hash=_content_hash(decoded.digests, texts, decoded.skipped),
         example_hashes=tuple(bytes(digest[:8]).hex() for digest in decoded.digests),
         projection=selected.projection,
+        skipped=tuple((bad.id, bad.reason) for bad in decoded.skipped),
     )
 
 
@@ -246,10 +280,12 @@ def _corrupt(corruptions: CorruptionsConfig, field: str) -> Edit:
     return edit
 
 
-def _content_hash(digests: NDArray[np.uint8], texts: Sequence[Sequence[str]]) -> str:
+def _content_hash(digests: NDArray[np.uint8], texts: Sequence[Sequence[str]], skipped: Sequence[BadImage] = ()) -> str:
     content = hashlib.sha256()
     for digest, *values in zip(digests, *texts, strict=True):
         content.update(bytes(digest) + b"".join(value.encode(errors="surrogateescape") + b"\0" for value in values))
+    for bad in skipped:
+        content.update(b"skipped\0" + bytes.fromhex(bad.digest))
     return content.hexdigest()
 
 
@@ -257,7 +293,7 @@ def _groups(groups: Sequence[str], examples: NDArray[np.int64]) -> tuple[tuple[s
     """Names of the groups that occur, sorted (numbers numerically), and each example's index into them; -1 for group ""."""
     used = [groups[i] for i in examples]
     distinct = set(used) - {""}
-    names = tuple(sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct))
+    names = tuple(sorted(distinct, key=int) if all(name.isdecimal() and len(name) < 19 for name in distinct) else sorted(distinct))
     index = {"": -1} | {name: position for position, name in enumerate(names)}
     return names, np.array([index[name] for name in used], dtype=np.int64)
 

@@ -2,14 +2,16 @@
 
 import csv
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoft.config import CsvDataset
-from autoft.data.files import encoded_listing, files_signature, read_bytes, stat_file
+from autoft.data.files import MAX_TEXT_BYTES, Below, encoded_listing, files_signature, read_bytes, stat_file
 from autoft.data.sets import Listing
 from autoft.errors import DataError
+from autoft.inputs import shown
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,18 @@ def list_table(dataset: CsvDataset, field: str) -> Listing:
         DataError: the table, a column, a cell or an image file is missing, or a path leaves the root; rows are named by line.
     """
     table = stat_file(dataset.path, field, "table")
+    if table.st_size > MAX_TEXT_BYTES:
+        raise DataError(f"{field}.path = {dataset.path}: the table has {table.st_size:,} bytes, more than the limit of {MAX_TEXT_BYTES:,}")
     try:
         columns, rows = _read_rows(dataset, field)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{field}.path = {dataset.path}: cannot read the table: {error}") from None
     root = dataset.root or dataset.path.parent
-    stats: dict[str, os.stat_result] = {}
+    below, stats = Below(root), dict[str, os.stat_result]()
     for line, row in rows:
         written = row[columns.filepath]
         if written not in stats:
-            stats[written] = _stat_image(root, written, f"{field}: {dataset.path.name} line {line}")
+            stats[written] = _stat_image(below, root, written, f"{field}: {dataset.path.name} line {line}")
     ids = [f"{row[columns.filepath]} ({dataset.path.name} line {line})" for line, row in rows]
 
     def values(column: str | None) -> list[str] | None:
@@ -64,11 +68,14 @@ def _read_rows(dataset: CsvDataset, field: str) -> tuple[_Columns, list[tuple[in
 
 
 def _find_columns(dataset: CsvDataset, header: list[str], field: str) -> _Columns:
-    have = f"; the columns of {dataset.path.name} are {', '.join(header) or '(none)'}"
+    have = f"; the columns of {dataset.path.name} are {shown(', '.join(header)) or '(none)'}"
     for name in ("filepath", "caption", "group"):
         column = getattr(dataset, name)
         if column is not None and column not in header:
             raise DataError(f"{field}.{name} = {column!r}: there is no such column{have}")
+    twice = next((name for name in (dataset.filepath, dataset.label, dataset.caption, dataset.group) if header.count(name or "") > 1), None)
+    if twice:
+        raise DataError(f"{field}.path = {dataset.path}: the column {twice!r} is there more than once")
     label = dataset.label if dataset.label in header else None
     if label is None and dataset.caption is None:
         raise DataError(f"{field}.label = {dataset.label!r}: there is no such column, and no caption column to read classes off{have}")
@@ -86,14 +93,18 @@ def _check_rows(reader: "csv.DictReader[str]", columns: _Columns, where: str) ->
         yield reader.line_num, values
 
 
-def _stat_image(root: Path, written: str, where: str) -> os.stat_result:
-    if not Path(written).is_absolute() and Path(os.path.normpath(written)).parts[:1] == (os.pardir,):
-        raise DataError(f"{where}: {written!r} leads out of the root folder {root}")
-    path = root / written
+def _stat_image(below: Below, root: Path, written: str, where: str) -> os.stat_result:
+    """Stat an image that a table names. Raises DataError if there is none, or if it lies elsewhere than below the root."""
     try:
-        stat = path.stat()
-    except (OSError, ValueError):
-        raise DataError(f"{where}: there is no image {written!r} in {root}") from None
-    if not path.is_file():
+        path = below.path(written)
+        found = path.stat() if path is not None else None
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        raise DataError(f"{where}: there is no image {shown(written)!r} in {root}") from None
+    if found is None:
+        raise DataError(
+            f"{where}: {shown(written)!r} leads out of the root folder {root}, by its name or over a link; "
+            "if that is meant, set root to a folder that holds all images"
+        )
+    if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{where}: {path} is not a file")
-    return stat
+    return found

@@ -133,7 +133,7 @@ def _list_files(root: Path, ids: Sequence[str], labels: Sequence[str], tables: S
     """Image files named by a table. Raises DataError if one is missing or outside its folder."""
     stats: list[tuple[str, os.stat_result]] = [(table.name, stat_file(table, field, "file")) for table in tables]
     for name in ids:
-        if len(Path(name).parts) != 2 or ".." in Path(name).parts:
+        if len(Path(name).parts) != 2 or ".." in Path(name).parts or Path(name).is_absolute():
             raise DataError(f"{field}: {tables[0]} names an image outside its folder: {name}")
         stats.append((name, stat_file(root / name, field, "image")))
 

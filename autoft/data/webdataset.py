@@ -1,8 +1,10 @@
 """Tar shards in webdataset form. Members are read where they lie in the file and never extracted."""
 
 import functools
+import itertools
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,15 +12,21 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from braceexpand import braceexpand
+from braceexpand import alphabet, braceexpand
 
 from autoft.config import WebDataset
 from autoft.data.files import IMAGE_EXTENSIONS, encoded_listing, files_signature, stat_file
+from autoft.data.pixels import MAX_BYTES, UnusableImage
 from autoft.data.sets import Listing
+from autoft.data.tar import plain_files
 from autoft.errors import DataError
+from autoft.inputs import shown
 
 _TEXT_EXTENSIONS = ("cls", "json", "txt")
-_BLOCK = 512
+MAX_SHARDS = 250_000
+_MAX_PATTERN = 4096  # characters
+_MAX_LEVELS = 8  # of braces in braces
+_MAX_TEXT = 1 << 20  # bytes, of a label or caption
 
 
 @dataclass
@@ -66,29 +74,67 @@ def list_webdataset(dataset: WebDataset, field: str) -> Listing:
 
 
 def _expand(pattern: str, field: str) -> list[Path]:
-    if Path(pattern).is_file():
+    if "{" not in pattern or _is_file(pattern):
         return [Path(pattern)]
-    shards = []
+    _check_pattern(pattern, field)
+    shards: dict[Path, None] = {}
     try:
-        for path in braceexpand(pattern):
-            stat_file(Path(path), field, "shard")  # here, so that {0..999999999} stops at the first that is missing
-            shards.append(Path(path))
-    except DataError:
-        raise
-    except ValueError as error:
+        expanded = [Path(path) for path in braceexpand(pattern)]
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{field}.path = {pattern!r}: {error}") from None
-    return shards
+    for path in expanded:
+        if path in shards:
+            raise DataError(f"{field}.path = {pattern!r} names the shard {path} twice")
+        stat_file(path, field, "shard")
+        shards[path] = None
+    return list(shards)
+
+
+def _is_file(pattern: str) -> bool:
+    try:
+        return Path(pattern).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _check_pattern(pattern: str, field: str) -> None:
+    """Raise DataError for a pattern that stands for too many shards, before it is expanded: {0..999999999} would fill the memory."""
+    if len(pattern) > _MAX_PATTERN:
+        raise DataError(f"{field}.path has {len(pattern):,} characters, more than the limit of {_MAX_PATTERN:,}")
+    levels = itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in pattern)
+    if max(levels, default=0) > _MAX_LEVELS:
+        raise DataError(f"{field}.path = {shown(pattern)!r} has braces in braces over {_MAX_LEVELS} levels deep")
+    if _at_most(pattern) > MAX_SHARDS:
+        raise DataError(f"{field}.path = {shown(pattern)!r} stands for more than {MAX_SHARDS:,} shards")
+
+
+def _at_most(pattern: str) -> int:
+    """How many texts a brace pattern stands for, or more: nested lists are counted as if they were multiplied."""
+    count, commas = 1, list[int]()
+    for token in re.findall(r"\\.|[{},]", pattern):
+        if token == "{":
+            commas.append(0)
+        elif token == "," and commas:
+            commas[-1] += 1
+        elif token == "}" and commas:
+            count *= commas.pop() + 1
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
+        count *= abs(int(last) - int(first)) + 1
+    letters = len(re.findall(r"\{[A-Za-z]\.\.[A-Za-z]", pattern))
+    return count * int(len(alphabet) ** letters)
 
 
 def _read_shard(shard: Path, stat: os.stat_result, field: str) -> list[_Example]:
     try:
         members = _shard_members(shard, stat.st_size, stat.st_mtime_ns)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{field}: shard {shard} is not a whole, uncompressed tar file: {error}") from None
+    except (tarfile.TarError, OSError, EOFError, MemoryError, RecursionError, ValueError) as error:  # tarfile raises them all on damage
+        raise DataError(f"{field}: shard {shard} is not a whole, uncompressed tar file: {shown(str(error))}") from None
     examples: dict[str, _Example] = {}
     for member in members:
         example = examples.setdefault(member.key, _Example(shard, member.key))
         if member.text is not None:
+            if member.extension in example.texts:
+                raise DataError(f"{field}: {example.id}.{member.extension} is there twice in its shard")
             example.texts[member.extension] = member.text
         elif example.image is not None:
             raise DataError(f"{field}: {example.id} has two images in its shard")
@@ -119,7 +165,7 @@ def _shard_members(shard: Path, size: int, mtime_ns: int) -> tuple[_Member, ...]
 
 
 def _members(file: BinaryIO, size: int) -> Iterator[_Member]:
-    for name, offset, length in _plain_files(file, size):
+    for name, offset, length in plain_files(file, size):
         folder, _, base = name.removeprefix("./").rpartition("/")
         stem, _, extension = base.partition(".")
         extension = extension.lower()
@@ -127,53 +173,10 @@ def _members(file: BinaryIO, size: int) -> Iterator[_Member]:
             continue
         text = None
         if extension in _TEXT_EXTENSIONS:
+            if length > _MAX_TEXT:
+                raise ValueError(f"{shown(name)} has {length:,} bytes, more than the limit of {_MAX_TEXT:,} of a label or caption")
             text = os.pread(file.fileno(), length, offset)
         yield _Member(f"{folder}/{stem}" if folder else stem, extension, offset, length, text)
-
-
-def _plain_files(file: BinaryIO, size: int) -> Iterator[tuple[str, int, int]]:
-    """Plain files of an uncompressed tar as (name, offset, bytes).
-
-    Headers of plain files and folders in ustar form are read here, which takes a tenth of `tarfile`'s time; at the first header of
-    any other kind (long names, links, sparse files, damage), `tarfile` takes over from its place.
-    """
-    at = 0
-    while at + _BLOCK <= size:
-        header = os.pread(file.fileno(), _BLOCK, at)
-        found = _ustar_header(header)
-        if found is None:
-            break
-        name, length, is_file = found
-        after = at + _BLOCK + -(-length // _BLOCK) * _BLOCK
-        if after > size:
-            raise tarfile.ReadError("unexpected end of data")
-        if is_file:
-            yield name, at + _BLOCK, length
-        at = after
-    file.seek(at)
-    rest = os.pread(file.fileno(), _BLOCK, at)
-    if at and rest in (b"", bytes(_BLOCK)):
-        return  # the block of zeros at the end, which some writers leave out
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.isreg() and not member.issparse():
-                yield member.name, member.offset_data, member.size
-
-
-def _ustar_header(header: bytes) -> tuple[str, int, bool] | None:
-    """Name, size and whether it is a plain file, of a plain file's or folder's header; None for any other, or a damaged one."""
-    kind, magic = header[156:157], header[257:262]
-    if kind not in (b"0", b"\0", b"5") or magic != b"ustar" or header[124] & 0x80:
-        return None
-    try:
-        checksum = int(header[148:156].strip(b" \0"), 8)
-        length = int(header[124:136].strip(b" \0") or b"0", 8)
-        name, prefix = (field.partition(b"\0")[0].decode() for field in (header[:100], header[345:500]))
-    except (ValueError, UnicodeDecodeError):
-        return None
-    if checksum != sum(header) - sum(header[148:156]) + 8 * 0x20 or (header[262:264] == b" \0" and prefix):
-        return None  # the old GNU form keeps dates where ustar has the prefix
-    return f"{prefix}/{name}" if prefix else name, 0 if kind == b"5" else length, kind != b"5"
 
 
 def _label(example: _Example, field: str) -> str | int | None:
@@ -186,7 +189,7 @@ def _label(example: _Example, field: str) -> str | int | None:
         return None
     try:
         value: Any = json.loads(example.texts["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{field}: {example.id}.json is not JSON: {error}") from None
     label = value.get("label") if isinstance(value, dict) else None
     if label is not None and (not isinstance(label, str | int) or isinstance(label, bool) or label == ""):
@@ -210,13 +213,15 @@ def _reader(examples: list[_Example], field: str) -> Callable[[int], bytes]:
         example = examples[index]
         assert example.image is not None
         offset, size = example.image
+        if size > MAX_BYTES:
+            raise UnusableImage(f"{field}: image {example.id} has {size:,} bytes, more than the limit of {MAX_BYTES:,}")
         try:
             with example.shard.open("rb") as file:
                 raw = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{field}: cannot read image {example.id}: {error.strerror or error}") from None
         if len(raw) < size:
-            raise DataError(f"{field}: image {example.id} is truncated: {len(raw)} of {size} bytes")
+            raise UnusableImage(f"{field}: image {example.id} is truncated: {len(raw)} of {size} bytes")
         return raw
 
     return read

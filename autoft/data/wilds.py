@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from autoft.config import WildsDataset
-from autoft.data.files import encoded_listing, files_signature, read_bytes, stat_file
+from autoft.data.files import Below, encoded_listing, files_signature, read_bytes, stat_file
 from autoft.data.official import check_official_size
 from autoft.data.sets import Listing
 from autoft.errors import DataError
+from autoft.inputs import shown
 
 IWILDCAM_CLASSES = 182
 
@@ -38,8 +39,8 @@ def list_iwildcam(dataset: WildsDataset, field: str) -> Listing:
     for line, split, location, y, filename in _read_table(table, ("split", "location_remapped", "y", "filename"), field):
         if split != dataset.split:
             continue
-        if not y.isdecimal() or int(y) >= IWILDCAM_CLASSES:
-            raise DataError(f"{field}: {table.name} line {line}: y = {y!r} is no class; there are 0 to {IWILDCAM_CLASSES - 1}")
+        if not y.isdecimal() or len(y) > 9 or int(y) >= IWILDCAM_CLASSES:
+            raise DataError(f"{field}: {table.name} line {line}: y = {shown(y)!r} is no class; there are 0 to {IWILDCAM_CLASSES - 1}")
         ids.append(filename)
         labels.append(int(y))
         groups.append(location)
@@ -99,12 +100,17 @@ def _listing(
 
 
 def _stat_images(folder: Path, names: Sequence[str], field: str) -> dict[str, os.stat_result]:
-    stats, missing = {}, []
+    below, stats, missing = Below(folder), {}, []
     for name in names:
         try:
-            stats[name] = (folder / name).stat()
+            path = below.path(name)
+            if path is not None:
+                stats[name] = path.stat()
         except (OSError, ValueError):
             missing.append(name)
+        else:
+            if path is None:
+                raise DataError(f"{field}: the table names the image {shown(name)!r}, which leads out of {folder}, by its name or over a link")
     if missing:
         raise DataError(f"{field}: {len(missing):,} of the {len(names):,} images in the table are not in {folder}; the first is {missing[0]}")
     return stats

@@ -5,7 +5,7 @@ Nothing here waits for the device.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ __all__ = [
     "MethodOutputs",
     "Need",
     "StepOutputs",
+    "accumulate",
     "backward",
     "check_terms",
+    "couples_examples",
     "needs_of",
     "needs_text",
     "weighted_loss",
@@ -69,6 +71,7 @@ LOSS_TERMS: Mapping[str, LossTerm] = {
         "contrastive",
         _contrastive,
         needs_text=True,
+        couples_examples=True,
         description="symmetric InfoNCE between images and their classes' prompts; trains the text tower too",
         source="FLYP, Goyal et al. 2023, arXiv 2212.00638",
     ),
@@ -125,6 +128,13 @@ def needs_of(names: Iterable[str]) -> frozenset[Need]:
     return frozenset(need for name in names for need in TERMS[name].needs)
 
 
+def couples_examples(names: Iterable[str]) -> bool:
+    """Whether any of the terms looks at examples together, so that its mean over parts of a batch is not its value on the batch."""
+    names = tuple(names)
+    check_terms(names)
+    return any(TERMS[name].couples_examples for name in names)
+
+
 def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norms: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """sum_k w_k L_k over the terms that have a weight; no other term is computed.
 
@@ -156,8 +166,8 @@ def weighted_loss(weights: Mapping[str, Tensor], outputs: StepOutputs, with_norm
             parts[name] = value.detach()
     norms = _norms(weights)
     if norms and with_norms:
-        parts |= norm_values(outputs.parameters, outputs.anchor, tuple(norms))
-        total = total + torch.stack([weights[name].detach() * parts[name] for name in norms]).sum()
+        value, found = _weighted_norms(norms, outputs.parameters, outputs.anchor)
+        total, parts = total + value, parts | found
     return total, {name: parts[name] for name in active if name in parts}
 
 
@@ -173,6 +183,48 @@ def backward(total: Tensor, weights: Mapping[str, Tensor], outputs: StepOutputs)
     norms = _norms(weights)
     if norms:
         add_norm_gradients(outputs.parameters, outputs.anchor, norms)
+
+
+def accumulate(
+    weights: Mapping[str, Tensor],
+    parts: Iterable[tuple[float, StepOutputs]],
+    parameters: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    with_norms: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`weighted_loss` and `backward` of a batch that comes in parts; of terms that are means over examples, see `couples_examples`.
+
+    Args:
+        weights, with_norms: as for `weighted_loss`.
+        parts: a part's share of the batch's examples, and its outputs; at least one. An iterator that computes a part when asked for it
+            has only one in memory, for none is kept.
+        parameters, anchor: of the outputs; the weight norms' gradient is added once.
+
+    Returns: what `weighted_loss` returns of the whole batch; all without a graph.
+    """
+    total: Tensor | float = 0.0
+    values: dict[str, Tensor] = {}
+    for share, outputs in parts:
+        part, found = weighted_loss(weights, outputs, with_norms=False)
+        if part.requires_grad:
+            (share * part).backward()  # type: ignore[no-untyped-call]
+        total = total + share * part.detach()
+        values = {name: share * value + values.get(name, 0.0) for name, value in found.items()}
+        del outputs, part
+    norms = _norms(weights)
+    if norms:
+        add_norm_gradients(parameters, anchor, norms)
+    if norms and with_norms:
+        value, found = _weighted_norms(norms, parameters, anchor)
+        total, values = total + value, values | found
+    assert isinstance(total, Tensor), "a batch has at least one part"
+    return total, {name: values[name] for name in TERMS if name in values}
+
+
+def _weighted_norms(norms: Mapping[str, Tensor], parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the norms, and each one's value."""
+    values = norm_values(parameters, anchor, tuple(norms))
+    return torch.stack([norms[name].detach() * values[name] for name in norms]).sum(), values
 
 
 def _norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

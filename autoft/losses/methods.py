@@ -67,6 +67,7 @@ METHOD_TERMS: Mapping[str, LossTerm] = {
     "feature_mixup": LossTerm(
         "feature_mixup",
         _feature_mixup,
+        couples_examples=True,
         needs=frozenset({"mixtures"}),
         description="cross-entropy with mixed labels on mixtures of hard pairs of image features",
         source="Core-tuning, Zhang et al. 2021, arXiv 2102.06605; its projector and head reconstructed for CLIP",
@@ -74,6 +75,7 @@ METHOD_TERMS: Mapping[str, LossTerm] = {
     "focal_contrastive": LossTerm(
         "focal_contrastive",
         _focal_contrastive,
+        couples_examples=True,
         needs=frozenset({"mixtures"}),
         description="supervised contrastive loss over image features and their mixtures, weighted towards pairs that are far apart",
         source="Core-tuning, Zhang et al. 2021, arXiv 2102.06605; its projector and head reconstructed for CLIP",

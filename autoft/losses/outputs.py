@@ -72,12 +72,15 @@ class StepOutputs:
 class LossTerm:
     """One term: a scalar of a step's outputs, and where it comes from.
 
+    couples_examples: whether its value depends on which examples are in a batch together. Else it is a mean over examples (or a norm of
+        the weights), and a batch's value the mean of its parts' values, each counted by its examples.
     needs: which parts of `MethodOutputs` must be there.
     """
 
     name: str
     compute: Callable[[StepOutputs], Tensor]
     needs_text: bool = False
+    couples_examples: bool = False
     needs: frozenset[Need] = frozenset()
     description: str = ""
     source: str = ""

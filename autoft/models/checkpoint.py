@@ -10,17 +10,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoft.config import ModelConfig
 from autoft.errors import ModelError
-from autoft.files import replace_folder, write_text
+from autoft.files import disk_errors, replace_folder, write_text
+from autoft.inputs import read_text_input, shown
 from autoft.models.classifier import ClipClassifier
 from autoft.models.delta import save_delta
 from autoft.models.load import LoadedModel, load_model
@@ -30,6 +32,7 @@ WEIGHTS = "open_clip_model.safetensors"
 HEAD = "head.safetensors"
 INFO = "autoft.json"
 DELTA = "delta.safetensors"
+MAX_INFO_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,9 @@ class CheckpointInfo:
     core_beta: float | None = None
 
 
+_INFO = TypeAdapter(CheckpointInfo)
+
+
 def save_checkpoint(folder: Path, state: State, loaded: LoadedModel, info: CheckpointInfo, sparse_against: State | None = None) -> None:
     """Write a `ClipClassifier` state as a checkpoint folder; the folder appears whole or not at all.
 
@@ -61,7 +67,7 @@ def save_checkpoint(folder: Path, state: State, loaded: LoadedModel, info: Check
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    with replace_folder(folder) as partial:
+    with replace_folder(folder) as partial, disk_errors(partial / WEIGHTS):
         save_file(_part(state, "clip."), partial / WEIGHTS, metadata={"format": "pt"})
         save_file({**_part(state, "head."), **_part(state, "core_head.", "core_")}, partial / HEAD, metadata={"format": "pt"})
         write_text(partial / "open_clip_config.json", json.dumps(loaded.open_clip_config, indent=1))
@@ -85,16 +91,18 @@ def load_checkpoint(folder: Path) -> tuple[ClipClassifier, LoadedModel, Checkpoi
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not a checkpoint of this program: it has no {name}")
     try:
-        info = CheckpointInfo(**_tuples(json.loads((folder / INFO).read_text(encoding="utf-8"))))
+        info = _read_info(folder / INFO)
         head = load_file(folder / HEAD)
     except Exception as error:
-        raise ModelError(f"{folder}: {INFO} or {HEAD} is damaged: {error}") from None
+        raise ModelError(f"{folder}: {INFO} or {HEAD} is damaged: {_told(error)}") from None
     loaded = load_model(ModelConfig(name=f"local-dir:{folder}"))
     classes, dim = len(info.class_names), int(loaded.open_clip_config["model_cfg"]["embed_dim"])
     shapes = {"weight": (classes, dim), "bias": (classes,)}
     expected = {prefix + name: shape for prefix in ("", *_core_prefix(head)) for name, shape in shapes.items()}
     if {name: tuple(tensor.shape) for name, tensor in head.items()} != expected:
         raise ModelError(f"{folder}: the head in {HEAD} does not fit {classes} classes of {dim} features")
+    if not all(tensor.is_floating_point() and bool(torch.isfinite(tensor).all()) for tensor in head.values()):
+        raise ModelError(f"{folder}: the head in {HEAD} has values that are no finite numbers")
     first, *second = (_linear(head, prefix) for prefix in ("", *_core_prefix(head)))
     if info.core_beta is not None and (not second or not isinstance(info.core_beta, float | int) or not 0 <= info.core_beta <= 1):
         raise ModelError(f"{folder}: core_beta = {info.core_beta!r} in {INFO} must lie in [0, 1] and goes with core_weight in {HEAD}")
@@ -104,8 +112,11 @@ def load_checkpoint(folder: Path) -> tuple[ClipClassifier, LoadedModel, Checkpoi
 
 
 def read_state(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """The `ClipClassifier` state a checkpoint folder holds, on `device`."""
-    towers, heads = (load_file(folder / file, device=str(device)) for file in (WEIGHTS, HEAD))
+    """The `ClipClassifier` state a checkpoint folder holds, on `device`. Raises ModelError if it cannot be read."""
+    try:
+        towers, heads = (load_file(folder / file, device=str(device)) for file in (WEIGHTS, HEAD))
+    except Exception as error:
+        raise ModelError(f"{folder}: {WEIGHTS} or {HEAD} is missing or damaged: {_told(error)}") from None
     state = {f"clip.{name}": tensor for name, tensor in towers.items()}
     for name, tensor in heads.items():
         state[f"core_head.{name.removeprefix('core_')}" if name.startswith("core_") else f"head.{name}"] = tensor
@@ -136,8 +147,23 @@ def _document(info: CheckpointInfo) -> dict[str, Any]:
     return {name: value for name, value in asdict(info).items() if name != "core_beta" or value is not None}
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _read_info(path: Path) -> CheckpointInfo:
+    """Read autoft.json. Raises OSError, ValueError."""
+    text = read_text_input(path, MAX_INFO_BYTES)
+    info: CheckpointInfo = _INFO.validate_json(text, strict=True)
+    unknown = sorted(json.loads(text).keys() - {field.name for field in fields(CheckpointInfo)})
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}")
+    if len(info.class_keys) != len(info.class_names):
+        raise ValueError(f"there are {len(info.class_keys)} class_keys for {len(info.class_names)} class_names")
+    return info
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'} = {shown(repr(first['input']), 80)}: {first['msg']}"
+    return shown(str(error)) or type(error).__name__
 
 
 def _model_card(info: CheckpointInfo) -> str:

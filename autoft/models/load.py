@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 from autoft.config import ModelConfig
 from autoft.errors import ModelError
+from autoft.inputs import read_text_input
+from autoft.models.dimensions import MAX_IMAGE_SIZE, impossible_dimension, weights_bytes
 
 Tokenizer = Callable[[list[str]], Tensor]
 
+MAX_CONFIG_BYTES = 1 << 20  # of an open_clip_config.json
 HUB_SECONDS = 5.0  # how long the Hugging Face Hub may take to answer before only its cache is used
 
 
@@ -77,8 +81,8 @@ def _architecture(config: ModelConfig) -> Mapping[str, Any]:
         raise ModelError(f"model.pretrained = {config.pretrained!r} has no effect with model.name = {config.name!r}; leave it out")
     if colon and kind not in ("local-dir", "hf-hub"):
         raise ModelError(f"model.name = {config.name!r}: the part before ':' must be local-dir or hf-hub")
-    if kind == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
-        raise ModelError(f"model.name = {config.name!r}: there is no open_clip_config.json in {rest}")
+    if kind == "local-dir":
+        _check_config_file(Path(rest) / "open_clip_config.json", config.name)
     if not colon and config.name not in open_clip.list_models():
         close = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.4)
         raise ModelError(f"model.name = {config.name!r} is no open_clip model" + (f"; did you mean {', '.join(close)}?" if close else ""))
@@ -93,7 +97,31 @@ def _architecture(config: ModelConfig) -> Mapping[str, Any]:
         raise ModelError(_explain(config, error)) from None
     if not isinstance(model_cfg, dict) or not all(isinstance(model_cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")):
         raise ModelError(f"model.name = {config.name!r}: open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
+    if kind == "local-dir":
+        _check_dimensions(config, model_cfg, Path(rest))
     return dict(model_cfg)
+
+
+def _check_dimensions(config: ModelConfig, model_cfg: Mapping[str, Any], folder: Path) -> None:
+    """Raise ModelError before a model is made for which there are no weights, or whose config is not theirs."""
+    available = weights_bytes(folder)
+    if not available:
+        raise ModelError(f"{_where(config)}: no weights were found there (open_clip_model.safetensors)")
+    problem = impossible_dimension(model_cfg, available)
+    if problem is not None:
+        raise ModelError(f"{_where(config)}: open_clip_config.json is not that of the weights beside it: {problem}")
+
+
+def _check_config_file(path: Path, name: str) -> None:
+    """Raise ModelError where open_clip would wait for a pipe, read without end or recurse into a file's nesting."""
+    if not path.is_file():
+        raise ModelError(f"model.name = {name!r}: there is no open_clip_config.json in {path.parent}")
+    try:
+        document = json.loads(read_text_input(path, MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"model.name = {name!r}: open_clip_config.json is damaged: {_first_line(error)}") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"model.name = {name!r}: open_clip_config.json is damaged: it is no JSON object")
 
 
 def _check_activation(config: ModelConfig, model_cfg: Mapping[str, Any]) -> None:
@@ -176,6 +204,7 @@ def _describe(config: ModelConfig, clip: nn.Module, model_cfg: Mapping[str, Any]
     if height != width:
         raise ModelError(f"model.name = {config.name!r} takes {height}x{width} images; only square inputs are supported")
     pixels["size"] = (height, width)
+    _check_preprocessing(config, pixels)
     try:
         tokenizer = open_clip.get_tokenizer(config.name)
     except Exception as error:
@@ -193,6 +222,22 @@ def _describe(config: ModelConfig, clip: nn.Module, model_cfg: Mapping[str, Any]
         open_clip_config={"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": pixels},
         hf_tokenizer=tokenizer if hasattr(tokenizer, "save_pretrained") else None,
     )
+
+
+def _check_preprocessing(config: ModelConfig, pixels: Mapping[str, Any]) -> None:
+    """Raise ModelError for preprocessing that cannot be done: a config file may ask for anything."""
+    where = f"model.name = {config.name!r}: open_clip_config.json: preprocess_cfg"
+    size = pixels["size"][0]
+    if not isinstance(size, int) or not 1 <= size <= MAX_IMAGE_SIZE:
+        raise ModelError(f"{where}.size = {size!r} must be a whole number in [1, {MAX_IMAGE_SIZE}]")
+    for name in ("mean", "std"):
+        values = pixels[name]
+        plain = isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
+        if not plain or not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
+            raise ModelError(f"{where}.{name} = {values!r} must be three finite numbers" + (", all above 0" if name == "std" else ""))
+    for name, valid in (("interpolation", ("bicubic", "bilinear")), ("resize_mode", ("shortest", "longest", "squash"))):
+        if pixels.get(name, valid[0]) not in valid:
+            raise ModelError(f"{where}.{name} = {pixels[name]!r} must be one of {', '.join(valid)}")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -12,6 +12,11 @@ from autoft.errors import ModelError
 State = Mapping[str, Tensor]
 
 
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A clone of the model's parameters and buffers as they are now, by state-dict name."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
 @dataclass(frozen=True)
 class ZeroShotState:
     """A clone of a model's parameters and buffers, by state-dict name, on the model's device.
@@ -24,7 +29,7 @@ class ZeroShotState:
     @classmethod
     def of(cls, model: nn.Module) -> "ZeroShotState":
         """Snapshot a model's state as it is now."""
-        return cls({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+        return cls(snapshot(model))
 
     def restore(self, model: nn.Module) -> None:
         """Write the snapshot back into the model, in place."""

@@ -27,7 +27,7 @@ from autoft.report.verdict import CAVEAT, subject, verdict
 logger = logging.getLogger(__name__)
 TOP_TRIALS = 10
 OPTIONAL: Mapping[str, Sequence[str]] = {
-    "description": ("model", "data", "n_classes"),
+    "description": ("model", "data", "n_classes", "skipped"),
     "search": (
         *("sampler", "pruner", "seed", "steps", "batch_size"),
         *("repeats", "objectives", "pareto", "reference", "preset", "layerwise", "enqueued", "confirmation", "horizon", "transfer"),

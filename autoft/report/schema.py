@@ -28,6 +28,10 @@ def check_summary(summary: Mapping[str, Any]) -> None:
     mistakes = schema_mistakes(summary, _validator())
     if mistakes:
         raise AutoFTError(f"summary.json does not fit its schema: {mistakes}")
+    try:
+        json.dumps(summary, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # the page could not be written
+        raise AutoFTError("summary.json has a text with half of a surrogate pair, which is no character") from None
 
 
 def schema_mistakes(document: Any, validator: Draft202012Validator) -> str:

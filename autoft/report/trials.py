@@ -67,11 +67,10 @@ def read_trials(path: Path) -> list[Trial]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
+        return sorted((_trial(line) for line in lines), key=lambda trial: trial.number)
     except FileNotFoundError:
         return []
-    try:
-        return sorted((_trial(line) for line in lines), key=lambda trial: trial.number)
-    except (KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:  # AttributeError: a line that ends early
         raise AutoFTError(f"{path} is not a table of trials: {error!r}") from None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoft.data import open_listing, webdataset
+from autoft.data import open_listing
+from autoft.data.tar import plain_files
 from autoft.errors import DataError
 from tests.data.make import (
     arrays,
@@ -215,7 +216,7 @@ def test_shards_of_every_form_list_what_tarfile_lists(tmp_path: Path, form: int)
     with tarfile.open(shard) as tar:
         expected = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
     with shard.open("rb") as file:
-        assert list(webdataset._plain_files(file, shard.stat().st_size)) == expected
+        assert list(plain_files(file, shard.stat().st_size)) == expected
     assert len(expected) >= 5
 
 

@@ -29,7 +29,7 @@ def test_parameters_and_intermediate_values_show_while_trials_run(home: Home, ti
         text = _page_text(browser, "Intermediate values", "Hyperparameter")
         assert "live" in text
         before = json.loads(home.autoft("status", "live", "--json").stdout)
-        assert before["state"] == "running"
+        assert before["state"] == "running", before
         browser.driver.get(f"{url.group().rstrip('/')}/dashboard/studies/1/trials?numbers=0")
         text = _page_text(browser, "loss_weight/hinge", "Intermediate")
         assert "weight_decay" in text

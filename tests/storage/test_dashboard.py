@@ -1,4 +1,4 @@
-"""The stock dashboard over HTTP, on a study that is being run."""
+"""The dashboard over HTTP, on a study that is being run, and while its database is away."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoft.errors import ClusterError
-from storage import StorageURL, list_studies, open_study, parse_storage_url
+from storage import StorageURL, open_study, parse_storage_url
 from storage.dashboard import DashboardServer, make_dashboard_server, serve_dashboard
+from tests.postgres_fixtures import PostgresServer
+from tests.storage.dashboard_visits import serving
 
 
 def _request(address: str, method: str = "GET", body: object = None, **headers: str) -> tuple[int, Any]:
@@ -59,21 +62,6 @@ def test_a_running_study_is_shown(url: StorageURL, server: DashboardServer, capf
     assert capfd.readouterr() == ("", "")
 
 
-def test_web_pages_of_others_cannot_write(url: StorageURL, server: DashboardServer) -> None:
-    open_study(url, "kept", directions=["maximize"], create=True).close()
-    _, listing = _request(f"{server.url}/api/studies")
-    address = f"{server.url}/api/studies/{listing['study_summaries'][0]['study_id']}"
-    assert _request(address, "DELETE", Origin="http://evil.example")[0] == 403
-    assert _request(address, "DELETE", Origin="null")[0] == 403
-    assert [study.name for study in list_studies(url)] == ["kept"]
-    assert _request(f"{address}/note", "PUT", {"version": 1, "body": "mine"}, Origin=server.url)[0] == 204
-
-
-def test_visitors_do_not_migrate(server: DashboardServer) -> None:
-    for path in ("/incompatible-rdb-schema", "/incompatible-rdb-schema/"):
-        assert _request(f"{server.url}{path}", "POST")[0] == 403
-
-
 def test_an_empty_database_shows_no_studies(empty_database_url: str, tmp_path: Path) -> None:
     for text in (empty_database_url, f"sqlite:///{tmp_path}/new.db"):
         with make_dashboard_server(parse_storage_url(text, "test"), port=0) as server:
@@ -94,3 +82,46 @@ def test_a_wrong_address_is_one_clear_line(url: StorageURL, host: str, port: int
     with pytest.raises(ClusterError, match="cannot serve the dashboard") as caught:
         serve_dashboard(url, host, port)
     assert "\n" not in str(caught.value)
+
+
+def test_a_role_that_may_only_read_is_enough(url: StorageURL, postgres_server: PostgresServer, database: str) -> None:
+    open_study(url, "seen", directions=["maximize"], create=True).close()
+    postgres_server.execute("CREATE ROLE looker LOGIN")
+    try:
+        postgres_server.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker", database)
+        looker = parse_storage_url(postgres_server.socket_url(database).replace("tuner@", "looker@"), "test")
+        with serving(looker) as site:
+            assert site.ask("/api/studies").json["study_summaries"][0]["study_name"] == "seen"
+            assert site.ask("/api/studies/1").status == 200
+            assert site.ask("/dashboard").status == 200
+    finally:
+        postgres_server.execute("DROP OWNED BY looker", database)
+        postgres_server.execute("DROP ROLE looker")
+
+
+def test_an_outage_is_said_plainly_and_ends_by_itself(
+    url: StorageURL, postgres_server: PostgresServer, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_study(url, "kept", directions=["maximize"], create=True).close()
+    with serving(url) as site:
+        assert site.ask("/api/studies").status == 200
+        postgres_server.execute(f"ALTER DATABASE {database} WITH ALLOW_CONNECTIONS false")
+        try:
+            postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+            for path in ("/api/studies", "/api/studies", "/api/studies/1", "/csv/1"):
+                answer = site.ask(path)
+                assert (answer.status, answer.headers["retry-after"]) == (503, "5"), path
+                assert answer.json["reason"] == "the database cannot be reached just now; this recovers by itself when it is back"
+            assert site.ask("/dashboard").status == 200  # the page itself needs no database, and asks again by itself
+        finally:
+            postgres_server.execute(f"ALTER DATABASE {database} WITH ALLOW_CONNECTIONS true")
+        assert site.ask("/api/studies").json["study_summaries"][0]["study_name"] == "kept"
+    said = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert [line.partition(" the database")[0] for line in said] == ["the dashboard cannot reach", "the dashboard reaches again"]
+
+
+def test_many_visitors_at_once_do_not_wait_for_connections(url: StorageURL) -> None:
+    open_study(url, "kept", directions=["maximize"], create=True).close()
+    with serving(url) as site, ThreadPoolExecutor(16) as visitors:
+        answers = list(visitors.map(lambda _: site.ask("/api/studies"), range(64)))
+    assert {answer.status for answer in answers} == {200}

@@ -218,6 +218,8 @@ def test_the_owner_takes_over_from_its_own_lost_session(
 def test_a_replaced_owner_cannot_write(url: StorageURL, database: str, postgres_server: PostgresServer, child: StartChild) -> None:
     handle = open_study(url, "mine", directions=MAXIMIZE, create=True)
     trial = handle.study.ask()
+    handle.lifeline.stop()
+    postgres_server.execute("UPDATE study_system_attributes SET value_json = '1.0' WHERE key = 'autoft:beat'", database)  # silent for years
     waiting = child(_open_when_free, _text(url))
     eventually(lambda: bool(postgres_server.execute(f"SELECT pg_terminate_backend({_backend(postgres_server, database)})")))
     assert waiting.result() == "ok"
@@ -229,6 +231,16 @@ def test_a_replaced_owner_cannot_write(url: StorageURL, database: str, postgres_
         handle.study.tell(trial, 0.5)  # free again, but another process owned it in between
     assert load_study_readonly(url, "mine").trials[0].state == TrialState.RUNNING
     handle.close()
+
+
+def test_an_owner_that_lives_keeps_the_study_though_its_session_was_lost(url: StorageURL, database: str, postgres_server: PostgresServer, child: StartChild) -> None:
+    """Its lock is free until it writes again, which in a long fine-tune may take hours."""
+    with open_study(url, "mine", directions=MAXIMIZE, create=True) as handle:
+        assert postgres_server.execute(f"SELECT pg_terminate_backend({_backend(postgres_server, database)})")
+        other = child(_open, _text(url), "mine")
+        assert other.result().startswith(f"StudyLocked: study 'mine' is run by process {os.getpid()} on host")
+        assert handle.study.ask().number == 0
+    assert child(_open, _text(url), "mine").result() == "ok", "it has left"
 
 
 def _open_when_free(text: str) -> StudyHandle:
@@ -282,19 +294,18 @@ def test_the_writer_holds_one_connection_whatever_optuna_does(url: StorageURL, d
                 done.result()
         assert handle.study.best_value == 3.0
         rows = postgres_server.execute(f"SELECT application_name FROM pg_stat_activity WHERE datname = '{database}'")
-        assert len(rows) == 1
-        assert str(rows[0][0]).startswith("autoft:")
-        assert str(rows[0][0]).endswith(f":{os.getpid()}")
+        assert len(rows) == 2, "one writes, one beats"
+        assert all(str(row[0]).startswith("autoft:") and str(row[0]).endswith(f":{os.getpid()}") for row in rows)
 
 
 def test_keep_alives_are_set_on_both_ends(password_database_url: str, database: str, postgres_server: PostgresServer) -> None:
     with open_study(parse_storage_url(password_database_url, "test"), "mine", directions=MAXIMIZE, create=True) as handle:
         connection = handle._lock._connection  # type: ignore[union-attr]
         with connection.cursor() as cursor:
-            for setting, value in {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}.items():
+            for setting, value in {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}.items():
                 cursor.execute(f"SHOW {setting}")
                 assert cursor.fetchone() == (value,)
-        assert connection.get_dsn_parameters()["keepalives_idle"] == "30"
+        assert connection.get_dsn_parameters()["keepalives_idle"] == "10"
 
 
 def test_a_password_with_a_brace_works_and_is_kept_nowhere(password_database_url: str, database: str, postgres_server: PostgresServer) -> None:
