@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,13 +164,8 @@ def connect_workers(
     address = ray_address()
     view({"event": "connecting", "address": address})
     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray prints its own account of a lost worker there
-    try:
+    with stop.taken_back():
         stack.enter_context(cluster(address))
-    except SystemExit:  # Ray's own handler of SIGTERM, while it starts
-        stop.number = signal.SIGTERM
-        raise KeyboardInterrupt from None
-    finally:
-        stop.reinstall()
     spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None

@@ -56,6 +56,9 @@ def resumable(stop: "StopSignal") -> Iterator[None]:
             raise Interrupted(f"stopped\n{again}", stop.number or signal.SIGINT) from None
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopSignal:
     """SIGINT and SIGTERM stop a run; a second one ends the process at once.
 
@@ -75,17 +78,48 @@ class StopSignal:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals within the block."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.reinstall()
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._install()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def reinstall(self) -> None:
-        """Take the signals back from a library that has installed handlers of its own."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+    @contextlib.contextmanager
+    def taken_back(self) -> Iterator[None]:
+        """For a block in which a library installs handlers of its own: afterwards the signals are this object's again.
+
+        One that came within the block raises KeyboardInterrupt at its end, whatever became of the exception of the library's handler;
+        raised within a callback of compiled code it would have been lost.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        try:
+            yield
+        except BaseException:  # the library's handler raises SystemExit; and what was interrupted may fail for that
+            self._note(reading)
+            raise
+        else:
+            self._note(reading)
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(reading)
+            os.close(writing)
+            self._install()
+
+    def _note(self, reading: int) -> None:
+        """Raise KeyboardInterrupt if one of the two signals is among those written to the pipe."""
+        with contextlib.suppress(BlockingIOError):
+            came = [number for number in os.read(reading, 4096) if number in _SIGNALS]
+            self.number = self.number or came[0] if came else self.number
+        if self.number is not None:
+            raise KeyboardInterrupt from None
+
+    def _install(self) -> None:
+        for number in _SIGNALS:
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager

@@ -37,11 +37,14 @@ class Weather:
     outages: int = 6
     coordinator_kills: int = 6
     long_outage_seconds: float = LONG_OUTAGE_SECONDS
+    stormy: float = 0.6  # share of the trials within which everything happens; the rest is left alone
 
     @classmethod
     def small(cls, workers: int) -> Weather:
-        """One of each."""
-        return cls(trials=12, steps=150, workers=workers, worker_kills=1, node_changes=1, outages=1, coordinator_kills=1, long_outage_seconds=5.0)
+        """One of each, early, and trials so long that some are left on a fast machine when a new node is up, ten seconds later."""
+        return cls(
+            trials=16, steps=200, workers=workers, worker_kills=1, node_changes=1, outages=1, coordinator_kills=1, long_outage_seconds=5.0, stormy=0.2
+        )
 
 
 @dataclass
@@ -191,7 +194,7 @@ def _plan(storm: _Storm, weather: Weather) -> list[tuple[int, Callable[[], None]
         *[storm.kill_coordinator] * weather.coordinator_kills,
     ]
     chance.shuffle(acts)
-    last = weather.trials * 3 // 5
+    last = max(1, int(weather.trials * weather.stormy))
     thresholds = sorted(chance.randint(1, last) for _ in acts)
     return list(zip(thresholds, acts, strict=True))
 
