@@ -96,6 +96,11 @@ class Executor(Protocol):
         """How many trials can run at once, now."""
         ...
 
+    @property
+    def ahead(self) -> int:
+        """How many jobs to have ready beyond the slots, so that no worker waits for the next one; 0: trials run within `poll`."""
+        ...
+
     def submit(self, job: Job) -> None:
         """Start a trial, or queue it until a worker is free."""
         ...
@@ -216,6 +221,11 @@ class InProcessExecutor:
     def slots(self) -> int:
         """One."""
         return 1
+
+    @property
+    def ahead(self) -> int:
+        """None: a trial runs while this is polled, so asking ahead would save nothing and know one result less."""
+        return 0
 
     def submit(self, job: Job) -> None:
         """Queue a trial."""

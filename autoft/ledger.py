@@ -27,7 +27,7 @@ FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Ledger:
-    """Writes to the study at once, or in the same order when the database is back."""
+    """Writes to the study, in order; while the database is away they wait."""
 
     def __init__(self, outage: Outage) -> None:
         self._outage = outage
@@ -37,21 +37,26 @@ class Ledger:
         """How many writes wait."""
         return len(self._waiting)
 
-    def write(self, action: Callable[[], None]) -> None:
-        """Do something that may be done twice, after all that waits."""
+    def add(self, action: Callable[[], None]) -> None:
+        """Have something done that may be done twice, after all that waits."""
         self._waiting.append(action)
-        self.flush()
 
-    def flush(self) -> None:
-        """Do what waits, as far as the database takes it. Raises StorageError if it has been away for too long."""
-        while self._waiting and self._outage.may_try():
-            try:
-                self._waiting[0]()
-            except StorageUnavailable as error:
-                self._outage.began(error)
-                return
-            self._waiting.popleft()
-            self._outage.ended()
+    def write_one(self) -> bool:
+        """Do the first thing that waits, if the database takes it; whether it did.
+
+        Raises:
+            StorageError: the database has been away for too long.
+        """
+        if not self._waiting or not self._outage.may_try():
+            return False
+        try:
+            self._waiting[0]()
+        except StorageUnavailable as error:
+            self._outage.began(error)
+            return False
+        self._waiting.popleft()
+        self._outage.ended()
+        return True
 
 
 def count_finished(study: Study) -> int:

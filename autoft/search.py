@@ -3,12 +3,16 @@
 It is the only process that writes to the study. A trial is RUNNING in the database from the moment it is asked until its end has
 been written to the journal and told; a coordinator that finds RUNNING trials adopts them: same number, same parameters.
 
+No worker waits for the database: suggestions are asked ahead, and what the study is to be told waits until the coordinator has
+nothing more urgent to do. Between two looks at the workers it does one thing at the study.
+
 While the database is away, trials that run go on: their reports and ends wait in the ledger, nothing is asked and nothing pruned.
 """
 
 import logging
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +45,7 @@ class _Running:
     job: Job
     known_steps: frozenset[int] = frozenset()  # reported by an earlier run: Optuna keeps the first report of a step
     reports: list[tuple[int, float]] = field(default_factory=list)
+    adopted: bool = False  # begun by an earlier coordinator
     enqueued: bool = False  # never pruned: the study is not to be worse than this configuration
     pruned: bool = False
     attempts: int = 1
@@ -65,9 +70,11 @@ class Coordinator:
         self._observe, self._should_stop, self._lifeline = observe, should_stop, lifeline
         self._outage = outage or Outage(lifeline, observe)
         self._ledger = Ledger(self._outage)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, _Running] = {}  # handed to the executor
+        self._ready: deque[_Running] = deque()  # asked ahead: RUNNING in the study, to be handed out next
+        self._undecided: dict[int, _Running] = {}  # have reported since it was last seen whether to prune them
         self._finished = self._given_up = 0
-        self._orphans = True  # whether the study may hold RUNNING trials that are not in `_running` or the ledger
+        self._orphans = True  # whether the study may hold RUNNING trials that are not ours or the ledger's
         self._paused = False
         self._last_report = report_steps(config)[-1]
         self._one_objective = len(config.search.objectives) == 1  # Optuna takes reports and prunes for one only
@@ -85,12 +92,19 @@ class Coordinator:
             StorageError: the database was away for too long.
         """
         self._finished = self._outage.patiently(lambda: replay_journal(self._config, self._study, self._journal), self._should_stop)
-        while self._finished < self._config.search.n_trials or self._ledger or self._orphans:
-            self._obey()
-            self._fill()
-            for event in self._executor.poll(timeout_seconds=0.2):
-                self._handle(event)
-            self._ledger.flush()
+        try:
+            while self._finished < self._config.search.n_trials or self._ledger or self._orphans:
+                self._obey()
+                busy = self._attend()
+                while busy and self._executor.ahead == 0:  # its trials run while it is polled: all there is to do comes first
+                    busy = self._attend()
+                self._hand_out()
+                for event in self._executor.poll(timeout_seconds=0.0 if busy else 0.2):
+                    self._handle(event)
+        except (Interrupted, TrialCodeError, ClusterError):
+            while self._ledger.write_one():
+                pass
+            raise
 
     def _obey(self) -> None:
         """What signals, successors and other people's wishes ask."""
@@ -101,7 +115,9 @@ class Coordinator:
         wish = self._lifeline.wish()
         if wish == Wish.CANCEL:
             self._cancel()
-        if wish in (Wish.STOP, Wish.CANCEL) and not self._running:
+        if wish in (Wish.STOP, Wish.CANCEL) and self._ready:
+            self._put_back()
+        if wish in (Wish.STOP, Wish.CANCEL) and not self._running and not self._ready:
             raise Interrupted(f"{'stopped' if wish == Wish.STOP else 'cancelled'} on request with {of}", 0)
         if (wish == Wish.PAUSE) != self._paused:
             self._paused = wish == Wish.PAUSE
@@ -111,50 +127,85 @@ class Coordinator:
         for running in list(self._running.values()):
             self._end(running, "failed", None, {"message": "cancelled on request"}, FailureKind.CANCELLED)
 
-    def _fill(self) -> None:
-        """Give trials to free workers: first those an earlier coordinator, or an outage, left RUNNING."""
-        if self._ledger or self._lifeline.wish() != Wish.RUN or not self._outage.may_try():
-            return
+    def _put_back(self) -> None:
+        """Leave to the next run what was asked ahead and never began."""
+        try:
+            while self._ready:
+                self._study._storage.set_trial_state_values(self._ready[-1].trial._trial_id, TrialState.WAITING)
+                self._ready.pop()
+        except StorageUnavailable as error:
+            self._ready.clear()  # the next run finds them RUNNING, and adopts them
+            self._outage.began(error)
+
+    def _attend(self) -> bool:
+        """Do one thing at the study: tell it what waits, else decide on pruning, else adopt or ask for trials. Whether there may be more."""
+        if self._ledger:
+            return self._ledger.write_one()
+        if self._undecided:
+            self._decide(self._undecided.pop(next(iter(self._undecided))))
+            return True
+        return self._ask()
+
+    def _ask(self) -> bool:
+        """Ask for one trial more; first of all take over those that an earlier coordinator, or an outage, left RUNNING."""
+        if self._lifeline.wish() != Wish.RUN or not self._outage.may_try():
+            return False
+        asked = True
         try:
             if self._orphans:
                 self._adopt()
                 self._orphans = False
-                self._outage.ended()
-            while self._wanted() > 0 and len(self._running) < self._executor.slots:
-                self._start(self._study.ask())
-                self._outage.ended()
+            elif self._wanted() > 0 and len(self._running) + len(self._ready) < self._executor.slots + self._executor.ahead:
+                self._prepare(self._study.ask())
+            else:
+                return False
+            self._outage.ended()
         except StorageUnavailable as error:
             self._orphans = True  # a trial that was asked for may have been made
             self._outage.began(error)
+            asked = False
+        return asked
+
+    def _hand_out(self, freed: int = 0) -> None:
+        """Give trials to free workers; `freed`: how many of those that run have ended, though it is not on record yet."""
+        while self._ready and self._lifeline.wish() == Wish.RUN and len(self._running) - freed < self._executor.slots:
+            running = self._ready.popleft()
+            number = running.job.number
+            self._running[number] = running
+            self._executor.submit(running.job)
+            name = configuration_name(running.trial)
+            named = {"name": name} if name else {}
+            self._observe({"event": "trial_started", "trial": number, "adopted": running.adopted, **named})
 
     def _wanted(self) -> int:
-        return self._config.search.n_trials - self._finished - len(self._running)
+        return self._config.search.n_trials - self._finished - len(self._running) - len(self._ready)
 
     def _adopt(self) -> None:
         """Run again what was left RUNNING, drawing the parameters that had not been drawn yet."""
+        ours = {*self._running, *(running.job.number for running in self._ready)}
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.number in self._running:
+            if frozen.number in ours:
                 continue
             trial = Trial(self._study, frozen._trial_id)
             if self._wanted() > 0:
-                self._start(trial, frozen.intermediate_values.keys())
+                self._prepare(trial, frozen.intermediate_values.keys())
             else:  # n_trials was lowered in the meantime
                 trial.set_user_attr(FAILURE_ATTRIBUTE, FailureKind.CANCELLED.value)
                 self._study.tell(trial, state=TrialState.FAIL)
 
-    def _start(self, trial: Trial, known_steps: Collection[int] | None = None) -> None:
-        hyperparameters = sample_hyperparameters(trial, self._config.search_space)
-        job = Job(trial.number, hyperparameters)
-        name = configuration_name(trial)
-        self._running[trial.number] = _Running(trial, job, frozenset(known_steps or ()), enqueued=name is not None)
-        self._executor.submit(job)
-        named = {"name": name} if name else {}
-        self._observe({"event": "trial_started", "trial": trial.number, "adopted": known_steps is not None, **named})
+    def _prepare(self, trial: Trial, known_steps: Collection[int] | None = None) -> None:
+        """Draw a trial's parameters. `known_steps`: those it has reported; None: it is new."""
+        job = Job(trial.number, sample_hyperparameters(trial, self._config.search_space))
+        enqueued = configuration_name(trial) is not None
+        self._ready.append(_Running(trial, job, frozenset(known_steps or ()), adopted=known_steps is not None, enqueued=enqueued))
 
     def _handle(self, event: Event) -> None:
         running = self._running.get(event.number)
         if running is None:  # a late word from a worker that was given up
             return
+        if not isinstance(event, Reported):
+            self._undecided.pop(event.number, None)
+            self._hand_out(freed=1)  # the worker goes on at once
         match event:
             case Reported(_, report):
                 self._report(running, report.step, report.score)
@@ -174,19 +225,19 @@ class Coordinator:
     def _report(self, running: _Running, step: int, score: float) -> None:
         running.reports.append((step, score))
         if step not in running.known_steps and self._one_objective:
-            self._ledger.write(lambda: running.trial.report(score, step))
+            self._ledger.add(lambda: running.trial.report(score, step))
         self._observe({"event": "trial_reported", "trial": running.job.number, "step": step, "score": score})
-        may_prune = self._one_objective and not running.enqueued and not running.pruned and step < self._last_report
-        if may_prune and not self._ledger and self._should_prune(running.trial):
-            running.pruned = True
-            self._executor.prune(running.job.number)
+        if self._one_objective and not running.enqueued and not running.pruned and step < self._last_report and not self._outage.is_on:
+            self._undecided[running.job.number] = running
 
-    def _should_prune(self, trial: Trial) -> bool:
+    def _decide(self, running: _Running) -> None:
+        """Prune a trial if its reports are poor."""
         try:
-            return trial.should_prune()
+            if running.trial.should_prune():
+                running.pruned = True
+                self._executor.prune(running.job.number)
         except StorageUnavailable as error:
             self._outage.began(error)
-            return False
 
     def _fail(self, running: _Running, failure: Failed) -> None:
         number = running.job.number
@@ -247,7 +298,7 @@ class Coordinator:
         if state != "failed":
             self._finished += 1
             self._given_up = 0
-        self._ledger.write(lambda: tell(self._study, running.trial, entry))
+        self._ledger.add(lambda: tell(self._study, running.trial, entry))
         self._observe(
             {"event": "trial_ended", "trial": entry.number, "state": state, "score": entry.score, "finished": self._finished, **entry.details}
         )

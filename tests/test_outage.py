@@ -74,6 +74,13 @@ for _name in CALLS:
     setattr(Flaky, _name, _flaky(_name))
 
 
+class Patient(ScriptedExecutor):
+    """Its trials end only while the coordinator has nothing better to do than to wait, as trials do that take long."""
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        return super().poll(timeout_seconds) if timeout_seconds else []
+
+
 @pytest.fixture
 def config(tmp_path: Path, tiny_vit: Path) -> StudyConfig:
     return load_config(write_study(tmp_path, tiny_vit, search__n_trials=6, search__pruner="none"))
@@ -104,20 +111,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoft.lifeline.WAIT_SECONDS", 0.0)
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_call_that_fails_anywhere_changes_nothing(config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_a_call_that_fails_anywhere_changes_nothing(config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, ahead: int) -> None:
     """Every single call of a search fails once, alone: before it is done, or after, when nobody knows that it was."""
     quick(monkeypatch)
     logging.disable(logging.WARNING)
     config = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": 4})})
     quiet = Flaky()
-    undisturbed, _ = search(config, quiet, tmp_path / "undisturbed", None, ScriptedExecutor(reporting, 3))
+    undisturbed, _ = search(config, quiet, tmp_path / "undisturbed", None, ScriptedExecutor(reporting, 3, ahead))
     calls = quiet.calls
     assert len(table(undisturbed)) == 4
     for failing in range(1, calls + 1):
         storage = Flaky()
         storage.fails = lambda call, failing=failing: when if call == failing else None  # type: ignore[misc]
-        executor = ScriptedExecutor(reporting, 3)
+        executor = ScriptedExecutor(reporting, 3, ahead)
         study, events = search(config, storage, tmp_path / f"{failing}", None, executor)
         assert len({job.number for job in executor.submitted}) == len(executor.submitted), f"call {failing}"
         storage.fails = lambda call: None
@@ -202,8 +210,9 @@ def test_pause_starts_nothing_new_and_resume_goes_on(config: StudyConfig, tmp_pa
     assert [event["event"] for event in events if event["event"] in ("paused", "resumed")] == ["paused", "resumed"]
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 @pytest.mark.parametrize(("wish", "left"), [(Wish.STOP, {}), (Wish.CANCEL, {"cancelled"})])
-def test_stop_lets_trials_end_and_cancel_does_not(config: StudyConfig, tmp_path: Path, wish: Wish, left: set[str]) -> None:
+def test_stop_lets_trials_end_and_cancel_does_not(config: StudyConfig, tmp_path: Path, wish: Wish, left: set[str], ahead: int) -> None:
     lifeline, storage = Steered(), InMemoryStorage()
 
     def answer(job: Job, attempt: int) -> list[Event]:
@@ -212,10 +221,11 @@ def test_stop_lets_trials_end_and_cancel_does_not(config: StudyConfig, tmp_path:
         return by_lr(job, attempt)
 
     with pytest.raises(Interrupted, match="on request with") as stopped:
-        search(config, storage, tmp_path, lifeline, ScriptedExecutor(answer, 2))
+        search(config, storage, tmp_path, lifeline, Patient(answer, 2, ahead))
     assert stopped.value.exit_code == 0
     study = optuna.load_study(study_name="s", storage=storage)
-    assert not [trial for trial in study.trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    assert sum(trial.state == TrialState.WAITING for trial in study.trials) <= ahead, "what was asked ahead is left to the next run"
     assert {trial.user_attrs["failure_kind"] for trial in study.trials if trial.state == TrialState.FAIL} == set(left)
     study, _ = search(config, storage, tmp_path)
     assert len(table(study)) == 6, "the same launch goes on"

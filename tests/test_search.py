@@ -38,8 +38,8 @@ def by_lr(job: Job, attempt: int) -> list[Event]:
 class ScriptedExecutor:
     """Answers each submitted job with the events of a function; the newest job first, so that order is not arrival order."""
 
-    def __init__(self, answer: Answer, slots: int = 1) -> None:
-        self.answer, self.slots = answer, slots
+    def __init__(self, answer: Answer, slots: int = 1, ahead: int = 0) -> None:
+        self.answer, self.slots, self.ahead = answer, slots, ahead
         self.jobs: list[Job] = []
         self.pruned: set[int] = set()
         self.attempts: dict[int, int] = {}

@@ -86,6 +86,11 @@ class RayExecutor:
         """Workers that are ready for trials."""
         return sum(worker.ready for worker in self._workers)
 
+    @property
+    def ahead(self) -> int:
+        """One, and more where many trials may end while one is asked for."""
+        return 1 + self.slots // 16
+
     def submit(self, job: Job) -> None:
         """Give a trial to an idle worker, or queue it until there is one."""
         self._queue.append(job)
@@ -109,7 +114,7 @@ class RayExecutor:
         events = self._overdue(now)
         by_reference = {worker.waiting_for: worker for worker in self._workers if worker.waiting_for is not None}
         if by_reference:
-            ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=0 if events else timeout_seconds)
+            ready = _all_ready(list(by_reference), 0.0 if events else timeout_seconds)
             events += [event for reference in ready for event in self._hear(by_reference[reference])]
         elif not events:
             time.sleep(timeout_seconds)
@@ -262,6 +267,14 @@ class RayExecutor:
             ray.kill(worker.actor)
         self._workers.clear()
         self._queue.clear()
+
+
+def _all_ready(references: list[Any], timeout_seconds: float) -> list[Any]:
+    """Wait for one, and take along the others that are there."""
+    ready, others = ray.wait(references, num_returns=1, timeout=timeout_seconds)
+    if ready and others:
+        ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return list(ready)
 
 
 def elastic_count(spec: WorkerSpec) -> Callable[[], int]:
