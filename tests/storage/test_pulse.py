@@ -120,11 +120,11 @@ def test_a_silent_owner_is_waited_for_then_deposed_and_never_writes_again(
     url: StorageURL, monkeypatch: pytest.MonkeyPatch, child: Callable[..., Child], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A coordinator that hangs (a suspended machine, a partition the server has not noticed) keeps its session and its lock."""
-    monkeypatch.setattr(locks_module, "STALE_SECONDS", 1.0)
-    monkeypatch.setattr(locks_module, "TAKEOVER_SECONDS", 2.5)
     owner = _owner(child, url)
     with pytest.raises(StudyLocked, match=f"process {owner.pid} "):
         open_study(url, "mine", directions=MAXIMIZE, create=False)  # it lives: refused at once
+    monkeypatch.setattr(locks_module, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(locks_module, "TAKEOVER_SECONDS", 2.5)
     os.kill(owner.pid, signal.SIGSTOP)
     monkeypatch.setattr(locks_module.Holder, "is_gone", lambda self: False)  # as seen from another machine
     time.sleep(1.5)
