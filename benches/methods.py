@@ -15,7 +15,6 @@ the clock, which other work on the machine disturbs more. Memory is measured in 
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -38,9 +37,8 @@ from autoft.methods import Setting, method_hyperparameters
 from autoft.pipeline import package_versions
 from autoft.trial import trial_splits
 from autoft.workspace import Workspace, configure_torch
+from benches.figures import CORES, HERE, hardware, spread, write
 
-HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))
 PLAIN: MethodName = "finetune"
 MEASURED: tuple[MethodName, ...] = (
     "finetune", "l2sp", "flyp", "ftp", "tpgm", "spd", "saft", "core_tuning", "ldifs", "car_ft", "lipsum_ft", "clipood", "drm",
@@ -66,14 +64,16 @@ def main() -> None:
     print(table(figures))
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": _hardware(args.device),
+        "hardware": hardware(args.device),
         "versions": package_versions(),
         "study": args.study.name,
         "setting": {"batch": BATCH, "rounds": args.rounds, "steps_per_round": args.steps, "threads": args.threads, "device": args.device},
         "figures": figures,
     }
     if not args.dry_run:
-        _write(record)
+        device = record["setting"]["device"].partition(":")[0]
+        named = {f"{kind}_{name}": figure[kind] for name, figure in record["figures"].items() for kind in ("step", "memory", "state") if kind in figure}
+        write(record, f"methods-{device}", named)
     if any("error" in figure for figure in figures.values()):
         raise SystemExit("some methods could not be measured; see above")
 
@@ -218,10 +218,10 @@ def _step_figures(loop: Loop, plain: Loop) -> dict[str, Any]:
     return {
         "step": statistics.median(loop.seconds) / statistics.median(plain.seconds),
         "step_cpu": statistics.median(loop.cpu_seconds) / statistics.median(plain.cpu_seconds),
-        "paired_ratio": _spread([a / b for a, b in zip(loop.seconds, plain.seconds, strict=True)]),
-        "paired_ratio_cpu": _spread([a / b for a, b in zip(loop.cpu_seconds, plain.cpu_seconds, strict=True)]),
-        "seconds": _spread(loop.seconds),
-        "plain_seconds": _spread(plain.seconds),
+        "paired_ratio": spread([a / b for a, b in zip(loop.seconds, plain.seconds, strict=True)]),
+        "paired_ratio_cpu": spread([a / b for a, b in zip(loop.cpu_seconds, plain.cpu_seconds, strict=True)]),
+        "seconds": spread(loop.seconds),
+        "plain_seconds": spread(plain.seconds),
     }
 
 
@@ -243,33 +243,6 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def _goal(kind: str, name: str) -> str:
     goal = GOALS.get(f"{kind}_{name}")
     return "" if goal is None else f" (goal: at most {goal:g})"
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return {"median": middle, "quartile_low": low, "quartile_high": high, "min": min(values), "max": max(values), "n": len(values)}
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-    )
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    load = list(os.getloadavg())  # 1, 5 and 15 minutes at the end, this program included
-    return {"cpu": model, "cores": CORES, "machine": platform.machine(), "gpu": gpu, "load_average": load}
-
-
-def _write(record: dict[str, Any]) -> None:
-    """A dated record, and the ratios by name in latest.json. Methods of the same day that were not measured again stay."""
-    path = HERE / "records" / f"{record['date']}-methods-{record['setting']['device'].partition(':')[0]}.json"
-    path.parent.mkdir(exist_ok=True)
-    before = json.loads(path.read_text())["figures"] if path.is_file() else {}
-    path.write_text(json.dumps({**record, "figures": {**before, **record["figures"]}}, indent=1) + "\n")
-    latest = HERE / "latest.json"
-    known = json.loads(latest.read_text()) if latest.is_file() else {}
-    for name, figure in record["figures"].items():
-        known |= {f"{kind}_{name}": round(figure[kind], 4) for kind in ("step", "memory", "state") if kind in figure}
-    latest.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ After each service trial the same hyperparameters run once in the bare loop, whi
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -40,11 +39,10 @@ from autoft.models import load_model
 from autoft.pipeline import package_versions
 from autoft.search import Coordinator
 from benches.bare_loop import Hot, bare_trial, load_hot
+from benches.figures import CORES, HERE, hardware, spread, write
 from storage import embedded_url, open_study
 
 FIGURES = ["overhead_in_process", "scaling_2_workers", "overhead_ray"]
-HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
@@ -64,7 +62,7 @@ def main() -> None:
         return _bare_worker(config, args.bare_worker)
     cache = Path(tempfile.mkdtemp(prefix="autoft-bench-"))
     os.environ["AUTOFT_HOME"] = str(cache / "home")
-    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "figures": {}}
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": package_versions(), "figures": {}}
     measurements: dict[str, Callable[[], dict[str, Any]]] = {
         "overhead_in_process": lambda: measure_pairs(config, args, cache, _in_process),
         "scaling_2_workers": lambda: measure_scaling(config, args, cache),
@@ -74,7 +72,7 @@ def main() -> None:
         record["figures"][name] = {"trials": args.trials, **measurements[name]()}
         print(name, json.dumps(record["figures"][name], indent=1), flush=True)
         if not args.dry_run:
-            _write(record)
+            write(record, "trial-overhead", {known: figure["value"] for known, figure in record["figures"].items()})
 
 
 def hot_inputs(config: StudyConfig, cache: Path) -> Hot:
@@ -117,9 +115,9 @@ def measure_pairs(config: StudyConfig, args: argparse.Namespace, cache: Path, ma
     ratios = [a / b for a, b in zip(service[1:], bare[1:], strict=True)]
     return {
         "value": statistics.median(service[1:]) / statistics.median(bare[1:]),
-        "paired_ratio": _spread(ratios),
-        "service_seconds": _spread(service[1:]),
-        "bare_seconds": _spread(bare[1:]),
+        "paired_ratio": spread(ratios),
+        "service_seconds": spread(service[1:]),
+        "bare_seconds": spread(bare[1:]),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
@@ -145,8 +143,8 @@ def measure_scaling(config: StudyConfig, args: argparse.Namespace, cache: Path) 
     return {
         "value": statistics.median(bare[1:]) / statistics.median(service[1:]),
         "trials_per_block": size,
-        "service_block_seconds": _spread(service[1:]),
-        "bare_block_seconds": _spread(bare[1:]),
+        "service_block_seconds": spread(service[1:]),
+        "bare_block_seconds": spread(bare[1:]),
     }
 
 
@@ -235,28 +233,6 @@ class _study:
 
     def __exit__(self, *error: object) -> None:
         self._handle.close()
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return {"median": middle, "quartile_low": low, "quartile_high": high, "min": min(values), "max": max(values), "n": len(values)}
-
-
-def _hardware() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {"cpu": model, "cores": CORES, "machine": platform.machine(), "gpu": None}
-
-
-def _write(record: dict[str, Any]) -> None:
-    """A dated record, and the figures by name in latest.json. Figures of the same day that were not measured again stay."""
-    path = HERE / "records" / f"{record['date']}-trial-overhead.json"
-    path.parent.mkdir(exist_ok=True)
-    before = json.loads(path.read_text())["figures"] if path.is_file() else {}
-    path.write_text(json.dumps({**record, "figures": {**before, **record["figures"]}}, indent=1) + "\n")
-    latest = HERE / "latest.json"
-    known = json.loads(latest.read_text()) if latest.is_file() else {}
-    known.update({name: round(figure["value"], 4) for name, figure in record["figures"].items()})
-    latest.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":
