@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from autoft.compiled import CompiledTowers
-from autoft.finetune import draw_batch, finetune, trial_recipe
+from autoft.finetune import draw_batch, trial_recipe
 from autoft.gradients import StepLoss
 from autoft.models import ZeroShotState
 from autoft.models.state import trainable_parameters
@@ -185,19 +185,3 @@ def test_scoring_alone_compiles_nothing(tmp_path: Path, tiny_vit: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_on_a_cpu_nothing_is_compiled_by_itself(tmp_path: Path, tiny_vit: Path) -> None:
     assert not load_workspace(tmp_path, tiny_vit).towers.active
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, to wait for")
-@pytest.mark.parametrize("values", TRIALS, ids=[str(number) for number in range(len(TRIALS))])
-def test_no_step_waits_for_a_gpu(tmp_path: Path, tiny_vit: Path, values: Hyperparameters) -> None:
-    loaded = load_workspace(tmp_path, tiny_vit)
-    workspace = Workspace.of(loaded.config, torch.device("cuda"), loaded.loaded, loaded.data)
-    recipe = replace(trial_recipe(workspace.config.trial, values, len(workspace.train)), steps=6)
-    steps = finetune(workspace, recipe)
-    next(steps), next(steps)  # what is done once: compiling, constants
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in steps:
-            pass
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
