@@ -17,6 +17,7 @@ from autoft.data.descriptions import Descriptions, load_descriptions
 from autoft.errors import ConfigError
 from autoft.models.lengths import check_lengths
 from autoft.models.load import Tokenizer
+from autoft.on_device import sent
 from autoft.search_space import Hyperparameters
 
 TERM = "drm"
@@ -94,7 +95,7 @@ class CoreTargets:
     def of(self, examples: Tensor) -> Tensor:
         """(batch, classes) probabilities on the device, for (batch,) int64 on the CPU. Does not wait for the device."""
         if self._affinity.device.type == self._device.type:
-            rows = self._affinity[examples.to(self._device, non_blocking=True)]
+            rows = self._affinity[sent(examples, self._device)]
         else:
-            rows = self._affinity[examples].pin_memory().to(self._device, non_blocking=True)
+            rows = sent(self._affinity[examples], self._device)
         return core_probabilities(rows, self._config, self._low, self._high)

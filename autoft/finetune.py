@@ -21,6 +21,7 @@ from autoft.config import FinalConfig, ScheduleName, TrialConfig
 from autoft.gradients import Batch, StepLoss, most_parts, restore_statistics, running_statistics
 from autoft.losses import needs_text
 from autoft.models.state import trainable_parameters
+from autoft.on_device import sent
 from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
 from autoft.start import start_from, training_mode, training_pool
@@ -152,7 +153,7 @@ def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
     tokens = text_index = None
     if needs_text(hp.loss_weights):
         tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)
-    labels = workspace.train.labels[examples.to(workspace.device, non_blocking=True)]
+    labels = workspace.train.labels[sent(examples, workspace.device)]
     return Batch(examples, images, labels, tokens, text_index, rng)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from autoft.on_device import sent
 from autoft.train_pass import train_batches
 from autoft.workspace import Workspace
 
@@ -57,5 +58,5 @@ def _gradients(workspace: Workspace, batch: Tensor, parameters: list[torch.nn.Pa
 
 def draw_labels(probabilities: Tensor, rng: torch.Generator) -> Tensor:
     """One label for each row of (n, classes) probabilities, (n,) int64 on their device; `rng` is on the CPU."""
-    below = torch.rand(len(probabilities), 1, generator=rng).to(probabilities.device, non_blocking=True)
+    below = sent(torch.rand(len(probabilities), 1, generator=rng), probabilities.device)
     return (probabilities.cumsum(dim=1) <= below).sum(dim=1).clamp_(max=probabilities.shape[1] - 1)

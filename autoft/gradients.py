@@ -63,7 +63,7 @@ class StepLoss:
         self, workspace: Workspace, hyperparameters: Hyperparameters, parameters: Sequence[Tensor], anchor: Sequence[Tensor]
     ) -> None:
         self._workspace, self._hp, self._parameters, self._anchor = workspace, hyperparameters, parameters, anchor
-        self._weights = {term: torch.tensor(weight, device=workspace.device) for term, weight in hyperparameters.loss_weights.items()}
+        self._weights = {term: torch.full((), weight, device=workspace.device) for term, weight in hyperparameters.loss_weights.items()}
 
     def add_gradients(self, batch: Batch, parts: int, with_norms: bool = False) -> tuple[Tensor, Mapping[str, Tensor], Split]:
         """Add the loss's gradient to the parameters' `grad`.
@@ -84,7 +84,7 @@ class StepLoss:
 
     def _at_once(self, batch: Batch, parts: int, with_norms: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One loss over the whole batch, whose features come in parts."""
-        outputs = self.outputs(batch, parts)
+        outputs = self.outputs(batch, parts, compiled=parts == 1)
         loss, terms = weighted_loss(self._weights, outputs, with_norms=with_norms)
         with nullcontext() if parts == 1 else _statistics_kept(self._workspace):
             backward(loss, self._weights, outputs)
@@ -95,22 +95,32 @@ class StepLoss:
         outputs = ((len(part.examples) / len(batch.examples), self.outputs(part)) for part in batch.split(parts))
         return accumulate(self._weights, outputs, self._parameters, self._anchor, with_norms)
 
-    def outputs(self, batch: Batch, parts: int = 1) -> StepOutputs:
-        """One forward pass that serves every loss term, each tower's in `parts`."""
+    def outputs(self, batch: Batch, parts: int = 1, compiled: bool = False) -> StepOutputs:
+        """One forward pass that serves every loss term, each tower's in `parts`.
+
+        Args:
+            compiled: whether to use the compiled towers, if there are any: for a whole batch.
+        """
         hp, model, needs = self._hp, self._workspace.model, needs_of(self._hp.loss_weights)
         text_features = more = None
 
         def image_tower(images: Tensor) -> tuple[Tensor, ...]:
+            if compiled and "slices" not in needs:  # whose hooks would be compiled too
+                return (self._workspace.towers.image_features(images),)
             with captured_slices(model, wanted="slices" in needs) as slices:
                 features = model.image_features(images)
             return features, *(slices or ())
+
+        def text_tower(tokens: Tensor) -> tuple[Tensor, ...]:
+            most = min(len(batch.examples), len(self._workspace.texts.tokens))
+            return (self._workspace.towers.text_features(tokens, most) if compiled else model.text_features(tokens),)
 
         # A weight that autocast casts once for all parts would have their gradients added up in half precision.
         with self._workspace.autocast(cache=parts == 1):
             image_features, *slices = recomputed(image_tower, batch.images, parts)
             logits = model.head(image_features)
             if batch.tokens is not None:
-                (text_features,) = recomputed(lambda tokens: (model.text_features(tokens),), batch.tokens, parts)
+                (text_features,) = recomputed(text_tower, batch.tokens, parts)
             if METHOD_TERMS.keys() & hp.loss_weights.keys():
                 more = self._method_outputs(batch, image_features, slices or None, parts)
         return StepOutputs(

@@ -16,6 +16,7 @@ from autoft.losses import MethodOutputs, Need
 from autoft.losses.mixtures import draw_mixtures
 from autoft.models import ClipClassifier, LoadedModel
 from autoft.models import slices as tower_slices
+from autoft.on_device import sent
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace, resident_device
 
@@ -65,7 +66,7 @@ def method_outputs(
     if "core" in needs:
         parts["core_logits"], parts["core_targets"] = core_outputs(workspace, image_features, examples)
     if "mixtures" in needs:
-        labels = workspace.train.labels[examples.to(device, non_blocking=True)]
+        labels = workspace.train.labels[sent(examples, device)]
         parts["mixtures"] = draw_mixtures(image_features.detach(), labels, rng)
     if needs & {"teacher", "slices"}:
         parts["teacher_features"], parts["teacher_slices"] = _frozen_forward(workspace, images, wanted="slices" in needs)
@@ -74,7 +75,7 @@ def method_outputs(
         parts["contexts"] = contexts(workspace)
     if "random_texts" in needs:
         drawn = torch.randperm(TEXT_POOL, generator=rng)[:TEXTS]
-        parts["random_texts"] = random_texts(workspace)[drawn.to(device, non_blocking=True)]
+        parts["random_texts"] = random_texts(workspace)[sent(drawn, device)]
     return MethodOutputs(
         initial_head=zero_shot["head.weight"],
         scale=zero_shot["clip.logit_scale"].exp(),

@@ -14,6 +14,7 @@ from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
 from autoft.models.averaging import beta_weight, update_average
 from autoft.models.state import trainable_parameters
+from autoft.on_device import sent
 from autoft.optim import build_optimizer, scale_learning_rates
 from autoft.optim.ftp import FTP
 from autoft.optim.saft import GradientMagnitudes, select
@@ -185,7 +186,7 @@ def _held_out_loss(workspace: Workspace, hp: Hyperparameters, step: int) -> Tens
     rng = torch.Generator().manual_seed((hp.seed * 1_000_003 + step + 1) % (2**63) ^ 0x7E57)
     examples = pool[torch.randint(len(pool), (min(workspace.config.trial.batch_size, len(pool)),), generator=rng)]
     images = workspace.train_transform(workspace.train.take(examples), rng)
-    labels = workspace.train.labels[examples.to(workspace.device, non_blocking=True)]
+    labels = workspace.train.labels[sent(examples, workspace.device)]
     workspace.model.eval()
 
     def loss(parts: int) -> Tensor:

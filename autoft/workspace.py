@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import fitting
+from autoft.compiled import CompiledTowers, Tower
 from autoft.config import StudyConfig
 from autoft.core_features import read_descriptions
 from autoft.data import ImageSet, StudyData, load_study_data
 from autoft.data.transforms import TrainTransform, eval_transform
 from autoft.errors import ConfigError
 from autoft.evaluate import metric_fn, pool_index, pooled_logits
+from autoft.memory import keep_freed_memory
 from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
 from autoft.models.load import resolve_device
+from autoft.on_device import sent
 
 # Images, and affinities to descriptions, are kept on a GPU if they take less than this share of its free memory, else copied batch by
 # batch from pinned memory.
@@ -30,13 +33,23 @@ T = TypeVar("T")
 
 
 def configure_torch(threads: int) -> None:
-    """Set this process up for training on the CPU: thread count, and denormal numbers flushed to zero.
+    """Set this process up for training on the CPU: thread count, denormal numbers flushed to zero, and freed memory kept for the next step.
 
-    With strong weight decay some weights sink below 1e-38, where a CPU computes an order of magnitude slower. Both settings belong to
+    With strong weight decay some weights sink below 1e-38, where a CPU computes an order of magnitude slower. These two settings belong to
     the calling thread and are inherited by the threads it starts, so this is called before any work, in every thread that trains.
     """
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+
+
+@functools.cache
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether a device has units for bf16 that are worth their rounding: GPUs from NVIDIA's Ampere on, and AMD's.
+
+    Not CPUs, even those with bf16 instructions; see docs/performance.md.
+    """
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def resident_device(nbytes: int, device: torch.device) -> torch.device:
@@ -64,14 +77,14 @@ class DeviceImages:
     def take(self, examples: Tensor) -> Tensor:
         """Pixels (batch, side, side, 3) uint8 on the device of `examples`, (batch,) int64 on the CPU."""
         if self._pixels.device.type == self.device.type:
-            return self._pixels[examples.to(self.device, non_blocking=True)]
-        return self._pixels[examples].pin_memory().to(self.device, non_blocking=True)
+            return self._pixels[sent(examples, self.device)]
+        return sent(self._pixels[examples], self.device)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All pixels in order, `size` at a time."""
         for start in range(0, len(self), size):
             chunk = self._pixels[start : start + size]
-            yield chunk if chunk.device.type == self.device.type else chunk.pin_memory().to(self.device, non_blocking=True)
+            yield chunk if chunk.device.type == self.device.type else sent(chunk, self.device)
 
 
 def _as_tensor(images: np.ndarray[Any, Any]) -> Tensor:
@@ -100,6 +113,7 @@ class Workspace:
     texts: TextBank
     train_transform: TrainTransform
     sets: dict[str, DeviceImages]
+    towers: CompiledTowers
     batch_split: int = 1
     evaluation_split: int = 1
     cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use, by name; see `forget`
@@ -111,6 +125,12 @@ class Workspace:
         loaded = load_model(config.model)
         pixels = loaded.preprocess
         data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits)
+        return cls.of(config, target, loaded, data)
+
+    @classmethod
+    def of(cls, config: StudyConfig, target: torch.device, loaded: LoadedModel, data: StudyData) -> "Workspace":
+        """Bring a loaded model and data to a device. On a GPU the model is compiled at its first use. Raises ConfigError or ModelError."""
+        pixels = loaded.preprocess
         loaded.clip.to(target)  # before the head, whose prompts may be tens of thousands
         descriptions = read_descriptions(config.data, data.classes, loaded.tokenizer)
         model = build_classifier(loaded, data.classes.names, config.data.templates, descriptions)
@@ -130,17 +150,21 @@ class Workspace:
             texts=texts,
             train_transform=TrainTransform(pixels.size, pixels.mean, pixels.std),
             sets={},
+            towers=CompiledTowers(model, "inductor" if target.type == "cuda" else None),
         )
 
     def fitting(self, compute: Callable[[int], T], most: int, undo: Callable[[], None] = lambda: None) -> T:
-        """`compute` a batch in as few parts as fit the memory, and remember how many; see `autoft.batch_split.fitting`."""
-        found, self.batch_split = fitting(compute, self.batch_split, most, self.device, undo)
+        """`compute` a batch in as few parts as fit the memory, and remember how many; see `autoft.batch_split.fitting`.
+
+        Without compiled towers, from then on, if `compute` fails with them.
+        """
+        found, self.batch_split = self.towers.or_eager(lambda: fitting(compute, self.batch_split, most, self.device, undo), undo)
         return found
 
     def autocast(self, cache: bool = True) -> Any:
         """bf16 autocast where the study's precision asks for it, else nothing; `cache`: each weight is cast once within it."""
         precision = self.config.model.precision
-        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
+        if precision == "bf16" or (precision == "auto" and _computes_bf16(self.device)):
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=cache)
         return nullcontext()
 
@@ -174,13 +198,17 @@ class Workspace:
             torch.OutOfMemoryError: nor does a single image.
         """
         most = self.config.evaluate.batch_size
-        found, self.evaluation_split = fitting(
-            lambda parts: self._logits(name, -(-most // parts)), self.evaluation_split, most, self.device
+
+        def logits(parts: int) -> Tensor:
+            return self._logits(name, -(-most // parts), self.towers.evaluation(most) if parts == 1 else None)
+
+        found, self.evaluation_split = self.towers.or_eager(
+            lambda: fitting(logits, self.evaluation_split, most, self.device), undo=lambda: None
         )
         return found
 
     @torch.no_grad()
-    def _logits(self, name: str, batch_size: int) -> Tensor:
+    def _logits(self, name: str, batch_size: int, tower: Tower | None) -> Tensor:
         self.model.eval()
         pixels = self.loaded.preprocess
         images = self.images(name)
@@ -188,7 +216,7 @@ class Workspace:
         parts = []
         with self.autocast():
             for batch in images.batches(batch_size):
-                parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std), project).float())
+                parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std), project, tower).float())
         return torch.cat(parts)
 
     def score(self, name: str) -> float:

@@ -7,6 +7,9 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/adr/0006-passive-waiting.md
+# Read by the C library of the processes that Ray starts from this one. An actor trains in a thread of its own, whose memory glibc would take
+# from a second pool, and give back to the system after every step; see autoft/memory.py.
+os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 # `ray start` asks for the user's token as soon as there is one, and Ray makes one for every local cluster; but `ray.init` does not
 # show it to a cluster it joins unless told to. A cluster that asks for none ignores it.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").is_file():

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from autoft.on_device import sent
+
 # Draws until a crop fits inside the image, as in torchvision's RandomResizedCrop.
 _ATTEMPTS = 10
 
@@ -98,9 +100,8 @@ def sampling_grid(crops: Tensor, side: int, size: int, device: torch.device) -> 
     """
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     corner, extent = crops[:, :2, None], crops[:, 2:, None]
-    centres = ((corner + extent * steps) * (2 / side) - 1).float()  # (batch, vertical or horizontal, size), image edges at -1 and 1
-    if device.type == "cuda":
-        centres = centres.pin_memory().to(device, non_blocking=True)
+    # (batch, vertical or horizontal, size), image edges at -1 and 1
+    centres = sent(((corner + extent * steps) * (2 / side) - 1).float(), device)
     grid = torch.empty(len(crops), size, size, 2, device=device)
     grid[..., 0] = centres[:, 1, None, :]
     grid[..., 1] = centres[:, 0, :, None]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoft.losses.classification import at_least_float32
+from autoft.on_device import sent
 
 NEGATIVE_FLOOR = 0.8  # a negative mixture has at least this share of the other example; the released code's
 
@@ -64,8 +65,8 @@ def draw_mixtures(image_features: Tensor, labels: Tensor, rng: torch.Generator) 
         rng: on the CPU.
     """
     batch, device = len(labels), image_features.device
-    other = torch.randperm(batch, generator=rng).to(device, non_blocking=True)
-    shares = torch.rand(2, batch, generator=rng).to(device, non_blocking=True)
+    other = sent(torch.randperm(batch, generator=rng), device)
+    shares = sent(torch.rand(2, batch, generator=rng), device)
     positive, negative, both = hard_pairs(image_features, labels)
     itself = torch.arange(batch, device=device)
     return Mixtures(

@@ -38,13 +38,16 @@ class ClipClassifier(nn.Module):
         features: Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return features
 
-    def forward(self, images: Tensor, project: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, project: Callable[[Tensor], Tensor] | None = None, tower: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """(batch, 3, size, size) normalised pixels to (batch, classes) logits; with `core_beta` log probabilities of the heads' mixture.
 
         Args:
             project: turns logits of the study's classes into those of a set with classes of its own; for each head before they are mixed.
+            tower: computes `image_features` in another way.
         """
-        features = self.image_features(images)
+        features = self.image_features(images) if tower is None else tower(images)
         heads = [self.head] if self.core_beta is None else [self.head, self._core_head]
         logits: list[Tensor] = [head(features) if project is None else project(head(features)) for head in heads]
         return logits[0] if self.core_beta is None else mixed_log_probabilities(logits[0], logits[1], self.core_beta)

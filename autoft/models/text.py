@@ -8,6 +8,7 @@ from torch import Tensor
 
 from autoft.config.vocabulary import fill
 from autoft.models.load import Tokenizer
+from autoft.on_device import sent
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,4 @@ class TextBank:
         column = torch.randint(rows.shape[1], (len(rows), 1), generator=rng)
         distinct, index = torch.unique(rows.gather(1, column).squeeze(1), return_inverse=True)
         device = self.tokens.device
-        return self.tokens[distinct.to(device, non_blocking=True)], index.to(device, non_blocking=True)
+        return self.tokens[sent(distinct, device)], sent(index, device)
