@@ -6,7 +6,6 @@ taken, if it is faster by enough to be no accident.
 
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Ours, all of them. More trials at once than the last candidate would leave the sampler with little to learn from before it is asked again.
 CANDIDATES = (2, 4, 8)
 PAYS = 0.9  # of the seconds alone: what one program has to stay below
-WARM_UP, TIMED = 1, 4  # steps; a median of the latter
+WARM_UP, TIMED = 1, 4  # steps; the shortest of the latter counts, for what else the machine does only makes them longer
 # By how much the losses of the timed steps may differ from those alone, as a share of them: bf16 has three digits.
 SAME = 0.02
 
@@ -111,11 +110,11 @@ def _together(workspace: Workspace, recipe: Recipe, count: int) -> tuple[float, 
 
 
 def _timed(workspace: Workspace, step: Callable[[], Tensor]) -> tuple[float, list[float]]:
-    """Median seconds of the timed steps, and the losses of all."""
+    """Seconds of the shortest timed step, and the losses of all."""
     seconds, losses = [], []
     for _ in range(WARM_UP + TIMED):
         started = time.perf_counter()
         losses.append(step())
         wait(workspace)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[WARM_UP:]), [float(loss) for loss in losses]
+    return min(seconds[WARM_UP:]), [float(loss) for loss in losses]
