@@ -185,6 +185,7 @@ BAD_FLAGS: list[Any] = [
     (["--worker-count", "3"], 2, ["unrecognized arguments: --worker-count"]),
     (["--workers", "0"], 2, ["--workers", "at least 1"]),
     (["--gpus-per-worker", "-1"], 2, ["--gpus-per-worker", "at least 0"]),
+    (["--gpus-per-worker", "1.5"], 2, ["--gpus-per-worker", "a share of one GPU or a whole number of them, got 1.5"]),
     (["--device", "tpu"], 2, ["--device", "cuda"]),
     (["--executor", "in-process", "--workers", "2"], 4, ["--workers 2 needs --executor ray"]),
     (["--trials-per-worker", "many"], 2, ["--trials-per-worker", "must be auto or a whole number of at least 1, got 'many'"]),

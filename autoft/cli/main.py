@@ -266,7 +266,7 @@ def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object 
     _add_artifacts(parser)
     parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
-    parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
+    parser.add_argument("--gpus-per-worker", type=_gpus, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
     parser.add_argument(
         "--trials-per-worker",
         type=_count_or_auto,
@@ -357,6 +357,13 @@ def _share(text: str) -> float:
     share = float(text)
     if not (share >= 0 and math.isfinite(share)):
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return share
+
+
+def _gpus(text: str) -> float:
+    share = _share(text)
+    if share > 1 and not share.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a share of one GPU or a whole number of them, got {text}")
     return share
 
 
