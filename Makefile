@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-slow mutants chaos chaos-full lint fuzz audit bench bench-smoke bench-methods bench-gpu results-autoft results-methods docs clean
+.PHONY: demo test test-slow mutants chaos chaos-full lint fuzz audit bench bench-smoke bench-methods bench-together bench-gpu results-autoft results-methods docs clean
 
 demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
 	$(BIN)/autoft demo
@@ -48,6 +48,9 @@ bench-methods: $(READY)  ## cost of each method's step, memory and optimizer sta
 bench-gpu: $(READY)  ## on a GPU: trials against the pure compiled step and the card's matrix rate, then a small study that must hold
 	$(BIN)/python -m benches.gpu
 	$(BIN)/python -m benches.gpu --study
+
+bench-together: $(READY)  ## several trials as one program against one after the other (needs ../shared for the larger model)
+	$(BIN)/python -m benches.together
 
 results-autoft: $(READY)  ## AutoFT and its baselines on three shifts; resumable, over an hour; writes docs/results/autoft.md (needs ../shared)
 	$(BIN)/python -m benches.results_autoft

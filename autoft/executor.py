@@ -3,6 +3,7 @@
 The Ray implementation is `workers.ray_executor`; both run `autoft.trial.run_trial` and `autoft.stages.run_stages`.
 """
 
+import functools
 import math
 import re
 import time
@@ -19,9 +20,11 @@ import torch
 from autoft.batch_split import is_out_of_memory
 from autoft.config import StudyConfig
 from autoft.errors import AutoFTError, TrialCodeError
+from autoft.pace import measure, typical
 from autoft.search_space import Hyperparameters
 from autoft.stages import StageRequest, load_workspace, run_stages
-from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, run_trial, trial_splits
+from autoft.together import Wanted, program_of, run_trials_together
+from autoft.trial import Report, TrialDiverged, TrialResult, TrialStopped, trial_splits
 from autoft.workspace import Workspace, configure_torch
 
 
@@ -169,32 +172,41 @@ def describe_failure(error: BaseException) -> str:
 
 def trial_events(workspace: Workspace, job: Job, is_pruned: Callable[[], bool], worker: str) -> Iterator[Event]:
     """Run one trial; its reports as they come, then how it ended. Raises nothing."""
-    trial = run_trial(workspace, job.hyperparameters, is_pruned, job.confirm_steps)
-    while True:
-        try:
-            yield Reported(job.number, next(trial))
-        except StopIteration as end:
-            yield Finished(job.number, end.value, worker)
-            return
-        except TrialStopped as stop:
-            yield Stopped(job.number, stop.samples, stop.seconds, worker)
-            return
-        except TrialDiverged as error:
-            yield Failed(job.number, FailureKind.DIVERGED, str(error), worker, error.samples, error.seconds)
-            return
-        except Exception as error:
-            yield Failed(job.number, classify_failure(error), describe_failure(error), worker)
-            return
+    return events_together(workspace, [job], lambda number: is_pruned(), worker)
+
+
+def events_together(workspace: Workspace, jobs: Sequence[Job], is_pruned: Callable[[int], bool], worker: str) -> Iterator[Event]:
+    """Run trials, several as one program where they can be; each one's reports as they come, then how it ended. Raises nothing."""
+    wanted = [Wanted(job.hyperparameters, functools.partial(is_pruned, job.number), job.confirm_steps) for job in jobs]
+    for index, outcome in run_trials_together(workspace, wanted):
+        yield _event(jobs[index].number, outcome, worker)
+
+
+def _event(number: int, outcome: Report | TrialResult | Exception, worker: str) -> Event:
+    match outcome:
+        case Report():
+            return Reported(number, outcome)
+        case TrialResult():
+            return Finished(number, outcome, worker)
+        case TrialStopped():
+            return Stopped(number, outcome.samples, outcome.seconds, worker)
+        case TrialDiverged():
+            return Failed(number, FailureKind.DIVERGED, str(outcome), worker, outcome.samples, outcome.seconds)
+        case _:
+            return Failed(number, classify_failure(outcome), describe_failure(outcome), worker)
 
 
 class InProcessExecutor:
-    """Runs one trial at a time in this process: no Ray, for debugging and for machines without it.
+    """Runs trials in this process: no Ray, for debugging and for machines without it.
 
     Args:
         should_stop: ends a trial at its next step; it stays RUNNING in the study.
         stages_stop: ends the stages after the search at their next step; None: `should_stop` does.
         trial_timeout_seconds: a trial that takes longer ends at its next step, as a timeout; a confirmation run of more steps may take
-            longer by as much. None: no limit.
+            longer by as much, and each of several trials together as many times as long. None: no limit.
+        trials_together: how many trials run as one program, where they can share one; None: as many as are fastest on this device, which is
+            measured here (`autoft.pace`) and remembered.
+        observe: takes the event "trials_together", which says what was measured.
     """
 
     def __init__(
@@ -207,20 +219,25 @@ class InProcessExecutor:
         should_stop: Callable[[], bool],
         stages_stop: Callable[[], bool] | None = None,
         trial_timeout_seconds: float | None = None,
+        trials_together: int | None = 1,
+        observe: Emit = lambda event: None,
     ) -> None:
         self._config, self._timeout, self._deadline = config, trial_timeout_seconds, math.inf
         configure_torch(threads)
-        self._workspace: Workspace | None = Workspace.load(config, device, cache_dir, trial_splits(config))
+        workspace = Workspace.load(config, device, cache_dir, trial_splits(config))
+        self._workspace: Workspace | None = workspace
+        self._together = trials_together or _measured(workspace, observe)
         self._device, self._cache_dir, self._should_stop = device, cache_dir, should_stop
         self._stages_stop = stages_stop or should_stop
         self._queue: deque[Job] = deque()
         self._running: Iterator[Event] | None = None
+        self._left: set[int] = set()  # trials that run
         self._pruned: set[int] = set()
 
     @property
     def slots(self) -> int:
-        """One."""
-        return 1
+        """How many trials run together."""
+        return self._together
 
     @property
     def ahead(self) -> int:
@@ -236,19 +253,17 @@ class InProcessExecutor:
         self._pruned.add(number)
 
     def poll(self, timeout_seconds: float) -> list[Event]:
-        """Runs the current trial until it reports or ends, however long that takes."""
+        """Runs the current trials until one of them reports or ends, however long that takes."""
         if self._running is None:
             if not self._queue:
                 time.sleep(timeout_seconds)  # as Ray's does: whoever asks may have nothing to submit for a while
                 return []
-            job = self._queue.popleft()
-            assert self._workspace is not None
-            self._limit = trial_limit(self._timeout, job, self._config)
-            self._deadline = time.monotonic() + self._limit
-            self._running = trial_events(self._workspace, job, lambda: self._ends(job.number), "in-process")
+            self._start()
+        assert self._running is not None
         event = next(self._running)
         if not isinstance(event, Reported):
-            self._running = None
+            self._left.discard(event.number)
+            self._running = self._running if self._left else None
         if isinstance(event, Stopped) and event.number not in self._pruned:
             if self._should_stop():
                 return []  # the whole run is stopping: the trial stays RUNNING and is adopted by the next run
@@ -259,7 +274,25 @@ class InProcessExecutor:
         """Drop the running trial and the queue."""
         self._queue.clear()
         self._pruned.clear()
+        self._left.clear()
         self._running = None
+
+    def _start(self) -> None:
+        """Begin with the trial that has waited longest, and with those after it that can share its program."""
+        assert self._workspace is not None
+        first = self._queue.popleft()
+        jobs = [first]
+        if self._together > 1 and (program := self._program(first)) is not None:
+            jobs += [job for job in self._queue if self._program(job) == program][: self._together - 1]
+            self._queue = deque(job for job in self._queue if job not in jobs)
+        self._limit = trial_limit(self._timeout, first, self._config) * len(jobs)
+        self._deadline = time.monotonic() + self._limit
+        self._left = {job.number for job in jobs}
+        self._running = events_together(self._workspace, jobs, self._ends, "in-process")
+
+    def _program(self, job: Job) -> object | None:
+        assert self._workspace is not None
+        return program_of(self._workspace, Wanted(job.hyperparameters, confirm_steps=job.confirm_steps))
 
     def _ends(self, number: int) -> bool:
         return number in self._pruned or self._should_stop() or time.monotonic() > self._deadline
@@ -287,3 +320,10 @@ class InProcessExecutor:
     def close(self) -> None:
         """Nothing outlives this object."""
         self._running = None
+
+
+def _measured(workspace: Workspace, observe: Emit) -> int:
+    """How many trials of a workspace's study run fastest together."""
+    pace = measure(workspace, typical(workspace.config.search_space))
+    observe({"event": "trials_together", "count": pace.trials, "seconds": pace.seconds, "reason": pace.reason})
+    return pace.trials

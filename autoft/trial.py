@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -110,17 +110,37 @@ def run_trial(
         TrialStopped: `should_stop()` said so; asked between steps.
         torch.OutOfMemoryError: splitting batches was not enough; see `finetune`.
     """
-    config = workspace.config
-    trial = config.trial if confirm_steps is None else config.trial.model_copy(update={"steps": confirm_steps})
-    run = _Run(workspace, trial_recipe(trial, hyperparameters, len(workspace.train)), should_stop)
-    reports = set(report_steps(config)) if confirm_steps is None else set()
-    ends: list[_End] = []
-    for repeat in range(config.trial.repeats):
-        ends.append((yield from run.once(repeat, reports if config.trial.repeats == 1 else set())))
-        score = ends[-1].score.value if config.search.pruner == "wilcoxon" else _mean(end.score.value for end in ends)
-        if config.trial.repeats > 1 and repeat + 1 in reports:
-            yield Report(repeat + 1, score)
-    return run.result(ends)
+    run = TrialRun(workspace, hyperparameters, should_stop, confirm_steps)
+    for repeat in range(workspace.config.trial.repeats):
+        run.begin(repeat)
+        for step in finetune(workspace, run.recipe):
+            yield from run.after(step)
+    return run.result()
+
+
+class Stopwatch:
+    """Seconds spent on something; it runs from the start."""
+
+    def __init__(self) -> None:
+        self._spent, self._since = 0.0, time.perf_counter()
+        self._runs = True
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._spent + (time.perf_counter() - self._since if self._runs else 0.0)
+
+    def pause(self) -> None:
+        """Stop it until `go`."""
+        self._spent, self._runs = self.seconds, False
+
+    def go(self) -> None:
+        """Let it run again; nothing happens if it does."""
+        self._spent, self._since, self._runs = self.seconds, time.perf_counter(), True
+
+    def add(self, seconds: float) -> None:
+        """Count what was spent elsewhere."""
+        self._spent += seconds
 
 
 @dataclass(frozen=True)
@@ -131,62 +151,96 @@ class _End:
     values: Mapping[str, float]
 
 
-class _Run:
-    """The fine-tunes of one trial, and what they have cost so far."""
+class TrialRun:
+    """A trial seen from its steps, whoever computes them: what it reports, what it scored and what it has cost.
 
-    def __init__(self, workspace: Workspace, recipe: Recipe, should_stop: Callable[[], bool]) -> None:
-        self._workspace, self._recipe, self._should_stop = workspace, recipe, should_stop
-        self._started, self._samples, self._split = time.perf_counter(), 0, WHOLE
+    recipe: of the repeat that `begin` has begun.
+    watch: what the trial's seconds are read from.
 
-    def once(self, repeat: int, reports: Collection[int]) -> Generator[Report, None, _End]:
-        """One fine-tune; yields a report after each of the given steps."""
-        hp = self._recipe.hyperparameters
-        recipe = replace(self._recipe, hyperparameters=replace(hp, seed=repeat_seed(hp.seed, repeat)))
-        losses: list[Tensor] = []
-        for step in finetune(self._workspace, recipe):
-            losses.append(step.loss)
-            self._split |= step.split
-            self._samples += recipe.batch_size if step.number else 0  # step 0: nothing trains
-            if step.number == recipe.steps:
-                break
-            if step.number in reports:
-                score = self._finite(lambda step=step: self._score(losses, step))  # type: ignore[misc]
-                losses.clear()
-                yield Report(step.number, score)
-            if self._should_stop():
-                raise TrialStopped(self._samples, self._seconds())
-        end = self._finite(lambda: self._end(losses, step))
-        if recipe.steps in reports:
-            yield Report(recipe.steps, end.score.value)
-        return end
+    Args: as of `run_trial`.
+    """
 
-    def result(self, ends: Sequence[_End]) -> TrialResult:
+    recipe: Recipe
+
+    def __init__(
+        self, workspace: Workspace, hyperparameters: Hyperparameters, should_stop: Callable[[], bool], confirm_steps: int | None = None
+    ) -> None:
+        config = workspace.config
+        trial = config.trial if confirm_steps is None else config.trial.model_copy(update={"steps": confirm_steps})
+        self._workspace, self._should_stop, self._repeats = workspace, should_stop, config.trial.repeats
+        self._first = trial_recipe(trial, hyperparameters, len(workspace.train))
+        self._reports = frozenset(report_steps(config)) if confirm_steps is None else frozenset()
+        self._ends: list[_End] = []
+        self._losses: list[Tensor] = []
+        self.watch, self._samples, self._split = Stopwatch(), 0, WHOLE
+
+    def begin(self, repeat: int) -> None:
+        """Set `recipe` to that of a repeat, counted from 0."""
+        hp = self._first.hyperparameters
+        self.recipe = replace(self._first, hyperparameters=replace(hp, seed=repeat_seed(hp.seed, repeat)))
+        self._losses = []
+
+    def looks_at(self, step: int) -> bool:
+        """Whether `after` that step scores the model."""
+        return step == self.recipe.steps or (self._repeats == 1 and step in self._reports)
+
+    def after(self, step: Step) -> Iterator[Report]:
+        """Take note of a step of `recipe`; yields what there is to report. The workspace's model is the trial's where `looks_at` says so.
+
+        Raises:
+            TrialDiverged, TrialStopped: see `run_trial`.
+        """
+        self._losses.append(step.loss)
+        self._split |= step.split
+        self._samples += self.recipe.batch_size if step.number else 0  # step 0: nothing trains
+        if step.number == self.recipe.steps:
+            self._ends.append(self._finite(lambda: self._end(step)))
+            yield from self._last_reports()
+            return
+        if self.looks_at(step.number):
+            score = self._finite(lambda: self._score(step))
+            self._losses.clear()
+            yield Report(step.number, score)
+        if self._should_stop():
+            raise TrialStopped(self._samples, self.watch.seconds)
+
+    def result(self) -> TrialResult:
         """The trial's result over its repeats."""
+        ends = self._ends
         return TrialResult(
             score=_mean(end.score.value for end in ends),
             ci_low=_mean(end.score.ci_low for end in ends),
             ci_high=_mean(end.score.ci_high for end in ends),
             values={name: _mean(end.values[name] for end in ends) for name in ends[0].values},
             repeats=tuple(end.score.value for end in ends),
-            steps=self._recipe.steps,
+            steps=self._first.steps,
             samples=self._samples,
-            seconds=self._seconds(),
+            seconds=self.watch.seconds,
             batch_split=self._split.parts,
             batch_split_exact=self._split.exact,
         )
 
-    def _score(self, losses: list[Tensor], step: Step) -> float:
-        check_finite(losses, step.number)
-        with as_scored(self._workspace, self._recipe.hyperparameters, step):
+    def _last_reports(self) -> Iterator[Report]:
+        """What is reported at the end of a fine-tune."""
+        done = len(self._ends)
+        if self._repeats == 1 and self.recipe.steps in self._reports:
+            yield Report(self.recipe.steps, self._ends[-1].score.value)
+        elif self._repeats > 1 and done in self._reports:
+            last = self._workspace.config.search.pruner == "wilcoxon"
+            yield Report(done, self._ends[-1].score.value if last else _mean(end.score.value for end in self._ends))
+
+    def _score(self, step: Step) -> float:
+        check_finite(self._losses, step.number)
+        with as_scored(self._workspace, self.recipe.hyperparameters, step):
             return self._workspace.score(self._workspace.config.search.objectives[0])
 
-    def _end(self, losses: list[Tensor], step: Step) -> _End:
-        check_finite(losses, self._recipe.steps)
+    def _end(self, step: Step) -> _End:
+        check_finite(self._losses, self.recipe.steps)
         workspace = self._workspace
         first, *others = workspace.config.search.objectives
         images = workspace.images(first)
         groups = None if images.groups is None else images.groups.cpu()
-        with as_scored(workspace, self._recipe.hyperparameters, step):
+        with as_scored(workspace, self.recipe.hyperparameters, step):
             logits = workspace.logits(first).cpu()
             score = score_predictions(workspace.config.metric, logits, images.labels_cpu, groups, images.set.class_count)
             return _End(score, {first: score.value, **{name: workspace.score(name) for name in others}})
@@ -195,10 +249,7 @@ class _Run:
         try:
             return score()
         except (Diverged, NonFiniteScore) as error:
-            raise TrialDiverged(str(error), self._samples, self._seconds()) from None
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
+            raise TrialDiverged(str(error), self._samples, self.watch.seconds) from None
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -127,6 +127,7 @@ def test_more_workers_than_the_cluster_has(
         ({"CPU": 32, "GPU": 4}, (None, None, None, "auto"), WorkerSpec(count=4, device="cuda", cpus=8, gpus=1.0)),
         ({"CPU": 32, "GPU": 4}, (None, 0.5, None, "cuda"), WorkerSpec(count=8, device="cuda", cpus=4, gpus=0.5)),
         ({"CPU": 32, "GPU": 4}, (None, 0.4, None, "cuda"), WorkerSpec(count=8, device="cuda", cpus=4, gpus=0.4)),
+        ({"CPU": 2, "GPU": 1}, (None, 0.25, None, "auto"), WorkerSpec(count=2, device="cuda", cpus=1, gpus=0.25)),
         ({"CPU": 4, "GPU": 4}, (None, None, None, "cpu"), WorkerSpec(count=4, device="cpu", cpus=1, gpus=0.0)),
         ({"CPU": 4, "GPU": 4}, (None, 0.0, None, "auto"), WorkerSpec(count=4, device="cpu", cpus=1, gpus=0.0)),
         ({"CPU": 8}, (9, None, None, "auto"), "9 workers with 1 thread each need 9 CPU cores; the cluster has 8"),

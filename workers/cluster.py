@@ -102,7 +102,7 @@ def first_line(error: BaseException) -> str:
 
 def _on_gpus(cores: int, gpus: float, workers: int | None, share: float, threads: int | None) -> WorkerSpec:
     fits = math.floor(gpus / share) if share >= 1 else math.floor(gpus) * math.floor(1 / share + 1e-9)
-    count = workers or fits
+    count = workers or min(fits, max(1, cores // (threads or 1)))
     if count > fits or fits == 0:
         count = max(1, count)
         raise ClusterError(f"{plural(count, 'worker')} with {share:g} GPU each need {count * share:g} GPUs; the cluster has {gpus:g}")

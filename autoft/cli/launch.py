@@ -97,6 +97,8 @@ def check_flags(args: argparse.Namespace) -> None:
         if args.gpus_per_worker is not None:
             raise ClusterError("--executor in-process has no workers to share GPUs; --gpus-per-worker needs --executor ray")
         resolve_device(args.device)
+    elif args.trials_per_worker != 1:
+        raise ClusterError(f"--trials-per-worker {args.trials_per_worker} needs --executor in-process; on Ray several workers share a GPU: --gpus-per-worker 0.5")
     elif ray_address() is None:
         from workers.cluster import require_gpu
 
@@ -154,7 +156,7 @@ def connect_workers(
         view({"event": "workers", "count": 1, "device": resolve_device(args.device).type, "threads": threads})
         return lambda: InProcessExecutor(
             config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop.stops_trials, stages_stop=stop.stops_stages,
-            trial_timeout_seconds=args.trial_timeout,
+            trial_timeout_seconds=args.trial_timeout, trials_together=None if args.trials_per_worker == "auto" else args.trials_per_worker, observe=view,
         )
 
     from workers.capacity import cluster_nodes, plan_on_nodes

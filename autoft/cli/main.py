@@ -266,7 +266,15 @@ def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object 
     _add_artifacts(parser)
     parser.add_argument("--executor", choices=("ray", "in-process"), default="ray", help="where trials run (default: ray)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="trials at once (default: one per GPU, on CPU one per core)")
-    parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
+    parser.add_argument("--gpus-per-worker", type=_gpus, metavar="X", help="share of a GPU each worker gets (default: 1, if there are GPUs)")
+    parser.add_argument(
+        "--trials-per-worker",
+        type=_count_or_auto,
+        default=1,
+        metavar="N|auto",
+        help="with --executor in-process: trials that run as one program, for models too small to fill a device; auto: as many as are fastest "
+        "there, which is measured first (default: 1)",
+    )
     parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     parser.add_argument("--trial-timeout", type=_seconds, metavar="SECONDS", help="give a trial up that takes longer; it runs once more (default: no limit)")
@@ -326,6 +334,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count_or_auto(text: str) -> int | str:
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"must be auto or a whole number of at least 1, got {text!r}")
+    return text if text == "auto" else int(text)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
@@ -343,6 +357,13 @@ def _share(text: str) -> float:
     share = float(text)
     if not (share >= 0 and math.isfinite(share)):
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return share
+
+
+def _gpus(text: str) -> float:
+    share = _share(text)
+    if share > 1 and not share.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a share of one GPU or a whole number of them, got {text}")
     return share
 
 
