@@ -96,6 +96,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ClusterError(f"--executor in-process runs one trial at a time; --workers {args.workers} needs --executor ray")
         if args.gpus_per_worker is not None:
             raise ClusterError("--executor in-process has no workers to share GPUs; --gpus-per-worker needs --executor ray")
+        if getattr(args, "final_workers", None) not in (None, 1):
+            raise ClusterError(f"--executor in-process has one process; --final-workers {args.final_workers} needs --executor ray")
         resolve_device(args.device)
     elif ray_address() is None:
         from workers.cluster import require_gpu
@@ -169,4 +171,4 @@ def connect_workers(
     spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
-    return lambda: RayExecutor(config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view)
+    return lambda: RayExecutor(config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final_workers=getattr(args, "final_workers", None))

@@ -110,6 +110,8 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"connecting to Ray at {event['address']} ..." if event["address"] else "starting Ray on this machine ..."
         case "workers":
             return f"{plural(event['count'], 'worker')} on {event['device']}, {plural(event['threads'], 'thread')} each"
+        case "final_workers" if event["count"] > 1:
+            return f"{event['count']} workers share the final fine-tune"
         case "leakage":
             return "\n".join(f"WARNING: {line}" for line in event["warnings"]) or None
         case "trial_ended":

@@ -1,0 +1,212 @@
+"""The stages after the search on several workers that share every batch: Ray Train's TorchTrainer around `autoft.stages.run_stages`.
+
+Ray Train starts the processes, joins them by gloo or NCCL, and after a loss starts as many as there is room for; each start goes on from
+the training state in the run folder, so nothing is told to Ray Train but whether a process has ended. Events come back through an actor.
+"""
+
+import logging
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from autoft.errors import AutoFTError, ClusterError, Interrupted
+from autoft.executor import Emit
+from autoft.stages import StageRequest
+from workers.capacity import cluster_nodes, room
+from workers.cluster import WorkerSpec, first_line, plural
+
+logger = logging.getLogger(__name__)
+
+LOSSES = 20  # of processes, until the run is given up; as often as a trial is retried
+POLL_SECONDS = 0.2
+STOP_SECONDS = 60.0  # what the processes are given to write their state
+RESIZE_SECONDS = 600.0  # between two looks at whether more workers would fit; taking them in starts all again from the last state
+
+
+def final_workers(asked: int | None, spec: WorkerSpec) -> int:
+    """How many workers share the final fine-tune: as many as asked for, else one per GPU of the cluster, on CPUs one.
+
+    Args:
+        spec: of one of them.
+
+    Raises:
+        ClusterError: the nodes do not have room for as many as asked for.
+    """
+    fits = room(cluster_nodes(), spec)
+    if asked is None:
+        return max(1, fits) if spec.gpus else 1
+    if asked > max(1, fits):
+        raise ClusterError(f"--final-workers {asked}: the cluster has room for {plural(fits, 'such worker')}, with {spec.cpus} CPU and {spec.gpus:g} GPU each")
+    return asked
+
+
+def run_shared_stages(
+    request: StageRequest, spec: WorkerSpec, cache_dir: Any, should_stop: Callable[[], bool], emit: Emit
+) -> None:
+    """Run the stages on `spec.count` workers, each with the cores and the GPU of `spec`; on fewer after a loss.
+
+    Raises:
+        Interrupted: `should_stop()` said so.
+        ClusterError: the processes were lost `LOSSES` times, or the run folder is not visible where they run.
+        Exception: whatever the stages raise.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    relay = _Relay.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    trainer = _Trainer.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    work = {"request": request, "device": spec.device, "threads": spec.cpus, "cache_dir": cache_dir, "relay": relay}
+    ended = trainer.fit.remote(work, spec)
+    deadline = None
+    try:
+        while True:
+            done, _ = ray.wait([ended], timeout=POLL_SECONDS)
+            events, outcome = ray.get(relay.hear.remote())
+            for event in events:
+                emit(event)
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome is not None:
+                return
+            if done:
+                raise _failure(ended)
+            if deadline is None and should_stop():
+                deadline = time.monotonic() + STOP_SECONDS
+                relay.stop.remote()
+            if deadline is not None and time.monotonic() > deadline:
+                raise Interrupted("stopped after the search")
+    finally:
+        ray.kill(trainer)  # and with it what it has started
+        ray.kill(relay)
+        shutil.rmtree(_records(request), ignore_errors=True)
+
+
+def _records(request: StageRequest) -> Any:
+    """Where Ray Train keeps records of its own; they say nothing that outlives a run."""
+    return request.run_dir / "training" / "ray-train"
+
+
+def _failure(ended: Any) -> Exception:
+    """Why Ray Train has given up."""
+    try:
+        ray.get(ended)
+    except RayError as error:
+        return ClusterError(f"the final stages were given up: {first_line(error.cause if hasattr(error, 'cause') else error)}")
+    return ClusterError("the final stages ended without a word")
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class _Relay:
+    """Passes events from the first process to the coordinator, and the wish to stop the other way."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._outcome: Any = None
+        self._stopping = False
+
+    def say(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def end(self, outcome: Any) -> None:
+        """What the stages came to: True, or what they raised; the first word counts."""
+        self._outcome = outcome if self._outcome is None else self._outcome
+
+    def hear(self) -> tuple[list[dict[str, Any]], Any]:
+        """The events since the last call, and the outcome if there is one."""
+        outcome, events = self._outcome, self._events
+        self._events = self._events[len(events) :]
+        return events, outcome
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class _Trainer:
+    """Where Ray Train is called: a process of its own, since its `fit` takes the signals of the process that calls it."""
+
+    def fit(self, work: dict[str, Any], spec: WorkerSpec) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        elastic = (1, spec.count) if spec.count > 1 else 1
+        TorchTrainer(
+            _train,
+            train_loop_config=work,
+            scaling_config=ScalingConfig(
+                num_workers=elastic,
+                use_gpu=spec.gpus > 0,
+                resources_per_worker={"CPU": spec.cpus} | ({"GPU": spec.gpus} if spec.gpus else {}),
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            ),
+            run_config=RunConfig(
+                name="final", storage_path=str(_records(work["request"])), failure_config=FailureConfig(max_failures=LOSSES)
+            ),
+        ).fit()
+
+
+def _train(work: dict[str, Any]) -> None:
+    """One process: everything up to the stages' end."""
+    relay = work["relay"]
+    try:
+        _run_stages(work)
+    except Exception as error:
+        if _is_loss(error):
+            raise  # Ray Train starts the processes that are left again
+        known = isinstance(error, AutoFTError | OSError)  # what others raise may not survive the way back
+        ray.get(relay.end.remote(error.with_traceback(None) if known else RuntimeError("".join(traceback.format_exception(error)))))
+        return
+    ray.get(relay.end.remote(True))
+
+
+def _run_stages(work: dict[str, Any]) -> None:
+    import ray.train
+    from ray.train.torch import get_device
+
+    from autoft.collective import ALONE
+    from autoft.distributed import TorchCollective
+    from autoft.stages import load_workspace, run_stages
+    from autoft.workspace import configure_torch
+
+    request, relay = work["request"], work["relay"]
+    if not (request.run_dir / "study.yaml").is_file():
+        raise ClusterError(f"the run folder {request.run_dir} is not visible on the worker's node; choose a shared one with --runs")
+    configure_torch(work["threads"])
+    device = "cpu" if work["device"] == "cpu" else str(get_device())
+    workspace = load_workspace(request.config, device, work["cache_dir"])
+    context = ray.train.get_context()
+    workspace.collective = TorchCollective() if context.get_world_size() > 1 else ALONE
+    first = context.get_world_rank() == 0
+    stop = threading.Event()
+    if first:
+        relay.say.remote({"event": "final_workers", "count": context.get_world_size()})
+        threading.Thread(target=_watch, args=(relay, stop), daemon=True).start()
+    run_stages(request, workspace, lambda event: relay.say.remote(event), stop.is_set)
+
+
+def _watch(relay: Any, stop: threading.Event) -> None:
+    """Hear whether to stop; a coordinator that is gone does not want anything more either."""
+    while not stop.wait(0.5):
+        try:
+            if ray.get(relay.stopping.remote()):
+                stop.set()
+        except RayError:
+            stop.set()
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether another process or a device was lost, rather than something being wrong here."""
+    from torch import distributed
+
+    from autoft.executor import FailureKind, classify_failure
+
+    told = isinstance(error, distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
+    return isinstance(error, RuntimeError) and (told or classify_failure(error) == FailureKind.INFRASTRUCTURE)
