@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from autoft.cli.launch import check_flags
+from autoft.cli.main import build_parser
 from autoft.collective import ALONE, Collective, share, together
 from autoft.config import load_config
-from autoft.errors import AutoFTError, ConfigError, Interrupted
+from autoft.errors import AutoFTError, ClusterError, ConfigError, Interrupted
 from autoft.finetune import Recipe, finetune
 from autoft.models.state import state_digest
 from autoft.search_space import Hyperparameters
@@ -24,6 +26,9 @@ from tests.processes import in_processes
 from tests.runs import ALL_TERMS, cloned, hyperparameters, one_thread
 from tests.studies import write_study
 from tests.test_batch_split import SMOOTH_TERMS, in_float64, load
+from workers import distributed
+from workers.capacity import Node
+from workers.cluster import WorkerSpec
 
 NINE_BUT_SIGNS = {term: weight for term, weight in ALL_TERMS.items() if not term.startswith("l1_")}
 
@@ -347,6 +352,34 @@ def test_training_goes_on_while_a_state_is_written_and_a_failure_is_told(tmp_pat
         with pytest.raises(OSError, match="No space left"):
             writer.finish()
     assert torch.load(tmp_path / "state.pt", weights_only=True) == {"step": 1}
+
+
+# --- how many workers
+
+
+def test_as_many_workers_as_asked_for_or_as_there_are_gpus() -> None:
+    with_gpus = [Node(id=str(number), address=f"10.0.0.{number}", cpus=8, gpus=gpus) for number, gpus in enumerate((2, 1, 0))]
+    without = [Node(id="0", address="10.0.0.1", cpus=8, gpus=0)]
+    for gpus_each in (None, 0.5, 2.0):
+        found = distributed.plan_final(with_gpus, None, gpus_each, None, "auto")
+        assert found is not None and (found.count, found.gpus, found.device) == (3, 1.0, "cuda"), "a whole GPU each"
+    assert distributed.plan_final(with_gpus, 1, None, None, "auto") is None
+    assert distributed.plan_final(with_gpus, None, 0.0, None, "auto") is None and distributed.plan_final(without, None, None, None, "auto") is None
+    assert distributed.plan_final(without, 4, None, None, "auto") == WorkerSpec(count=4, device="cpu", cpus=2, gpus=0.0)
+    with pytest.raises(ClusterError, match=r"--final-workers 9: .* need 9 CPU cores; the cluster has 8"):
+        distributed.plan_final(without, 9, None, None, "cpu")
+
+
+def test_without_ray_there_is_one_process(tmp_path: Path) -> None:
+    arguments = ["launch", "study.yaml", "--runs", str(tmp_path), "--executor", "in-process", "--final-workers", "2"]
+    with pytest.raises(ClusterError, match=r"--final-workers 2 needs --executor ray"):
+        check_flags(build_parser().parse_args(arguments))
+
+
+def test_a_lost_peer_is_told_from_a_mistake() -> None:
+    lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:17483")
+    assert distributed._is_loss(lost) and distributed._is_loss(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not distributed._is_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not distributed._is_loss(OSError("Connection reset"))
 
 
 # --- real processes

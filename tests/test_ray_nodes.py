@@ -247,7 +247,7 @@ def test_a_fine_tune_on_two_nodes_goes_on_with_one_when_the_other_vanishes(
 
     def emit(event: Event) -> None:
         events.append(event)
-        if event["event"] == "epoch_ended" and event["epoch"] == 3:
+        if event["event"] == "epoch_ended" and event["epoch"] == 3 and other.process.poll() is None:
             other.vanish()
 
     run_shared_stages(request, WorkerSpec(count=2, device="cpu", cpus=1, gpus=0.0), cache, never, emit)

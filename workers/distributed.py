@@ -9,7 +9,8 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,37 +20,42 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autoft.errors import AutoFTError, ClusterError, Interrupted
 from autoft.executor import Emit
 from autoft.stages import StageRequest
-from workers.capacity import cluster_nodes, room
-from workers.cluster import WorkerSpec, first_line, plural
+from workers.capacity import Node, plan_on_nodes
+from workers.cluster import WorkerSpec, first_line
 
 logger = logging.getLogger(__name__)
 
 LOSSES = 20  # of processes, until the run is given up; as often as a trial is retried
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0  # what the processes are given to write their state
+END_SECONDS = 10.0  # what Ray Train is given to put things away
 RESIZE_SECONDS = 600.0  # between two looks at whether more workers would fit; taking them in starts all again from the last state
 
 
-def final_workers(asked: int | None, spec: WorkerSpec) -> int:
-    """How many workers share the final fine-tune: as many as asked for, else one per GPU of the cluster, on CPUs one.
+def plan_final(
+    nodes: Sequence[Node], workers: int | None, gpus_per_worker: float | None, threads: int | None, device: str
+) -> WorkerSpec | None:
+    """The workers that share the final fine-tune; None: one alone, with a GPU or all cores of a node.
 
     Args:
-        spec: of one of them.
+        workers: how many; None: one per GPU, on CPUs one.
+        gpus_per_worker, threads, device: as for trials; but where workers have GPUs, each gets a whole one, since all wait for the slowest.
 
     Raises:
-        ClusterError: the nodes do not have room for as many as asked for.
+        ClusterError: the workers asked for do not fit the nodes.
     """
-    fits = room(cluster_nodes(), spec)
-    if asked is None:
-        return max(1, fits) if spec.gpus else 1
-    if asked > max(1, fits):
-        raise ClusterError(f"--final-workers {asked}: the cluster has room for {plural(fits, 'such worker')}, with {spec.cpus} CPU and {spec.gpus:g} GPU each")
-    return asked
+    if workers == 1:
+        return None
+    try:
+        spec = plan_on_nodes(nodes, workers, 1.0 if gpus_per_worker else gpus_per_worker, threads, device)
+    except ClusterError as error:
+        if workers is None:
+            return None
+        raise ClusterError(f"--final-workers {workers}: {error}") from None
+    return spec if spec.count > 1 and (workers is not None or spec.gpus) else None
 
 
-def run_shared_stages(
-    request: StageRequest, spec: WorkerSpec, cache_dir: Any, should_stop: Callable[[], bool], emit: Emit
-) -> None:
+def run_shared_stages(request: StageRequest, spec: WorkerSpec, cache_dir: Path, should_stop: Callable[[], bool], emit: Emit) -> None:
     """Run the stages on `spec.count` workers, each with the cores and the GPU of `spec`; on fewer after a loss.
 
     Raises:
@@ -69,6 +75,8 @@ def run_shared_stages(
             events, outcome = ray.get(relay.hear.remote())
             for event in events:
                 emit(event)
+            if outcome is not None:
+                ray.wait([ended], timeout=END_SECONDS)
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome is not None:
@@ -86,7 +94,7 @@ def run_shared_stages(
         shutil.rmtree(_records(request), ignore_errors=True)
 
 
-def _records(request: StageRequest) -> Any:
+def _records(request: StageRequest) -> Path:
     """Where Ray Train keeps records of its own; they say nothing that outlives a run."""
     return request.run_dir / "training" / "ray-train"
 
@@ -100,7 +108,7 @@ def _failure(ended: Any) -> Exception:
     return ClusterError("the final stages ended without a word")
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
+@ray.remote(num_cpus=0)
 class _Relay:
     """Passes events from the first process to the coordinator, and the wish to stop the other way."""
 
@@ -155,19 +163,22 @@ class _Trainer:
 
 def _train(work: dict[str, Any]) -> None:
     """One process: everything up to the stages' end."""
-    relay = work["relay"]
+    import ray.train
+
+    relay, first = work["relay"], ray.train.get_context().get_world_rank() == 0
+    outcome: Any = True
     try:
-        _run_stages(work)
+        _run_stages(work, first)
     except Exception as error:
         if _is_loss(error):
             raise  # Ray Train starts the processes that are left again
         known = isinstance(error, AutoFTError | OSError)  # what others raise may not survive the way back
-        ray.get(relay.end.remote(error.with_traceback(None) if known else RuntimeError("".join(traceback.format_exception(error)))))
-        return
-    ray.get(relay.end.remote(True))
+        outcome = error.with_traceback(None) if known else RuntimeError("".join(traceback.format_exception(error)))
+    if first or not (outcome is True or isinstance(outcome, Interrupted)):  # those come to all, and the first one may still be writing
+        ray.get(relay.end.remote(outcome))
 
 
-def _run_stages(work: dict[str, Any]) -> None:
+def _run_stages(work: dict[str, Any], first: bool) -> None:
     import ray.train
     from ray.train.torch import get_device
 
@@ -182,12 +193,11 @@ def _run_stages(work: dict[str, Any]) -> None:
     configure_torch(work["threads"])
     device = "cpu" if work["device"] == "cpu" else str(get_device())
     workspace = load_workspace(request.config, device, work["cache_dir"])
-    context = ray.train.get_context()
-    workspace.collective = TorchCollective() if context.get_world_size() > 1 else ALONE
-    first = context.get_world_rank() == 0
+    size = ray.train.get_context().get_world_size()
+    workspace.collective = TorchCollective() if size > 1 else ALONE
     stop = threading.Event()
     if first:
-        relay.say.remote({"event": "final_workers", "count": context.get_world_size()})
+        relay.say.remote({"event": "final_workers", "count": size})
         threading.Thread(target=_watch, args=(relay, stop), daemon=True).start()
     run_stages(request, workspace, lambda event: relay.say.remote(event), stop.is_set)
 

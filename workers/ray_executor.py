@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from autoft.stages import StageRequest
 from workers.actor import Place, Said, TrialWorker
 from workers.capacity import Node, cluster_nodes, room
 from workers.cluster import WorkerSpec, first_line
-from workers.distributed import final_workers, run_shared_stages
+from workers.distributed import run_shared_stages
 from workers.stage_pool import StagePool, StageRoom
 from workers.waiting import Observe, Waiting
 from workers.watch import Watch
@@ -59,7 +59,7 @@ class RayExecutor:
         trial_timeout_seconds: a trial that takes longer loses its worker and is `Failed` as a timeout; a confirmation run may take as much
             longer as it has more steps. None: no limit.
         observe: takes the event "waiting", which says why no worker is ready.
-        final_workers: how many workers share the stages after the search; None: one per GPU, on CPUs one.
+        final: the workers that share the stages after the search; None: one alone runs them.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class RayExecutor:
         grow: Callable[[], int] | None = None,
         trial_timeout_seconds: float | None = None,
         observe: Observe = lambda event: None,
-        final_workers: int | None = None,
+        final: WorkerSpec | None = None,
     ) -> None:
         self._config, self._spec, self._cache_dir, self._should_stop, self._grow = config, spec, cache_dir, should_stop, grow
-        self._timeout, self._final_workers = trial_timeout_seconds, final_workers
+        self._timeout, self._final = trial_timeout_seconds, final
         self._workers: list[_Worker] = []
         self._queue: list[Job] = []
         self._start_failures = 0
@@ -122,10 +122,8 @@ class RayExecutor:
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
         """Run the stages on one actor with all cores or a whole GPU of a node, or on several workers; tried again if one is lost."""
         self._release()
-        each = replace(self._spec, gpus=float(self._spec.gpus > 0))  # a whole GPU each: they wait for the slowest
-        count = final_workers(self._final_workers, each)
-        if count > 1:
-            run_shared_stages(request, replace(each, count=count), self._cache_dir, self._should_stop, emit)
+        if self._final is not None:
+            run_shared_stages(request, self._final, self._cache_dir, self._should_stop, emit)
             return
         gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node(self._spec.cpus))
         pool = StagePool(StageRoom(cpus=cores, gpus=gpus, device=self._spec.device), self._cache_dir, self._should_stop, lambda: 1)

@@ -161,6 +161,7 @@ def connect_workers(
 
     from workers.capacity import cluster_nodes, plan_on_nodes
     from workers.cluster import cluster
+    from workers.distributed import plan_final
     from workers.ray_executor import RayExecutor, elastic_count
 
     address = ray_address()
@@ -169,6 +170,11 @@ def connect_workers(
     with stop.taken_back():
         stack.enter_context(cluster(address))
     spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
+    final = None
+    if hasattr(args, "final_workers"):
+        final = plan_final(cluster_nodes(), args.final_workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
-    return lambda: RayExecutor(config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final_workers=getattr(args, "final_workers", None))
+    return lambda: RayExecutor(
+        config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final=final
+    )
