@@ -236,7 +236,7 @@ def test_a_fine_tune_on_two_nodes_goes_on_with_one_when_the_other_vanishes(
     connected: None, join: Callable[..., Worker], cache: Path, tmp_path: Path, tiny_vit: Path
 ) -> None:
     """In the middle of the fine-tune. It goes on from the last state on disk, and its curve is an undisturbed one's."""
-    config = load_config(write_study(tmp_path, tiny_vit, final__epochs=40, final__batch_size=11, wise_ft=None))
+    config = load_config(write_study(tmp_path, tiny_vit, final__epochs=10, final__batch_size=11, wise_ft=None))
     methods = trained_methods(config, hyperparameters(lr=1e-4, weights={"cross_entropy": 1.0, "contrastive": 0.5, "l2_init": 1.0}), entries=1000)
     request = StageRequest(config=config, run_dir=tmp_path / "lost", methods=methods, fingerprint="f" * 16, versions={})
     request.run_dir.mkdir()
@@ -247,7 +247,7 @@ def test_a_fine_tune_on_two_nodes_goes_on_with_one_when_the_other_vanishes(
 
     def emit(event: Event) -> None:
         events.append(event)
-        if event["event"] == "epoch_ended" and event["epoch"] == 3 and other.process.poll() is None:
+        if event["event"] == "epoch_ended" and event["epoch"] == 2 and other.process.poll() is None:
             other.vanish()
 
     run_shared_stages(request, WorkerSpec(count=2, device="cpu", cpus=1, gpus=0.0), cache, never, emit)

@@ -4,7 +4,6 @@ Ray Train starts the processes, joins them by gloo or NCCL, and after a loss sta
 the training state in the run folder, so nothing is told to Ray Train but whether a process has ended. Events come back through an actor.
 """
 
-import logging
 import shutil
 import threading
 import time
@@ -22,8 +21,6 @@ from autoft.executor import Emit
 from autoft.stages import StageRequest
 from workers.capacity import Node, plan_on_nodes
 from workers.cluster import WorkerSpec, first_line
-
-logger = logging.getLogger(__name__)
 
 LOSSES = 20  # of processes, until the run is given up; as often as a trial is retried
 POLL_SECONDS = 0.2
