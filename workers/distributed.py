@@ -215,5 +215,5 @@ def _is_loss(error: Exception) -> bool:
 
     from autoft.executor import FailureKind, classify_failure
 
-    told = isinstance(error, distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
+    told = isinstance(error, distributed.DistError) or "gloo" in str(error) or "by peer" in str(error)
     return isinstance(error, RuntimeError) and (told or classify_failure(error) == FailureKind.INFRASTRUCTURE)
