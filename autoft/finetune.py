@@ -2,7 +2,8 @@
 
     restore the zero-shot weights -> for each step: batch, one forward for all loss terms, backward, scaled rate, optimizer
 
-A batch that does not fit the memory is computed in parts (`autoft.gradients`), which the loop remembers and `Step.split` tells.
+A batch that does not fit the memory is computed in parts (`autoft.gradients`), which the loop remembers and `Step.split` tells. Several
+processes share each batch (`autoft.shared_gradients`) and take the same steps.
 
 References: AutoFT, arXiv 2401.10220 (weighted sum of loss terms, AdamW over every parameter); WiSE-FT and FLYP (per-step cosine
 with warm-up). Everything random is a function of (seed, step), so a run resumed at a step goes on as if it had not stopped.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import WHOLE, Split
+from autoft.collective import share, share_of
 from autoft.config import FinalConfig, ScheduleName, TrialConfig
 from autoft.gradients import Batch, StepLoss, most_parts, restore_statistics, running_statistics
 from autoft.losses import needs_text
@@ -24,6 +26,7 @@ from autoft.models.state import trainable_parameters
 from autoft.on_device import sent
 from autoft.optim import lr_multiplier
 from autoft.search_space import Hyperparameters
+from autoft.shared_gradients import SharedStepLoss, check_shares
 from autoft.start import start_from, training_mode, training_pool
 from autoft.update import Update
 from autoft.workspace import Workspace
@@ -111,10 +114,14 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
         torch.OutOfMemoryError: a step does not fit the memory in whatever parts, or what goes with the model does not. The next fine-tune
             can do as if nothing had happened.
     """
-    hp, model = recipe.hyperparameters, workspace.model
+    hp, model, collective = recipe.hyperparameters, workspace.model, workspace.collective
+    batch_size = min(recipe.batch_size, len(training_pool(workspace, hp)))
+    check_shares(workspace, batch_size)
     start_from(workspace, hp)
-    step_loss = StepLoss(workspace, hp, trainable_parameters(model), workspace.zero_shot.parameters_of(model))
-    most = most_parts(workspace, min(recipe.batch_size, len(training_pool(workspace, hp))))
+    collective.copy_from_first(list(model.state_dict().values()))  # a linear probe may be fitted otherwise by another kind of processor
+    kind = StepLoss if collective.size == 1 else SharedStepLoss
+    step_loss = kind(workspace, hp, trainable_parameters(model), workspace.zero_shot.parameters_of(model))
+    most = most_parts(workspace, len(range(batch_size)[share(batch_size, 0, collective.size)]))
 
     def gradients(step: int, parts: int) -> tuple[Tensor, Mapping[str, Tensor], Split]:
         return step_loss.add_gradients(draw_batch(workspace, recipe, step), parts, report_norms)
@@ -149,7 +156,8 @@ def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
     rng = step_generator(hp.seed, step)
     pool = training_pool(workspace, hp)
     examples = pool[batch_examples(len(pool), min(recipe.batch_size, len(pool)), hp.seed, step)]
-    images = workspace.train_transform(workspace.train.take(examples), rng)
+    rows = share_of(workspace.collective, len(examples))
+    images = workspace.train_transform(workspace.train.take(examples[rows]), rng, len(examples), rows)
     tokens = text_index = None
     if needs_text(hp.loss_weights):
         tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)

@@ -1,8 +1,7 @@
-"""A full fine-tune: whole epochs, the best of which is kept, with its state on disk after every epoch."""
+"""A full fine-tune: whole epochs, the best of which is kept, with its state on disk after every epoch, every few minutes, and when it stops."""
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,27 +11,31 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import WHOLE, Split
-from autoft.errors import TrialCodeError
+from autoft.collective import any_of
+from autoft.errors import Interrupted, TrialCodeError
 from autoft.evaluate import NonFiniteScore
-from autoft.files import disk_errors
 from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, training_state
 from autoft.memory import PeakMemory
 from autoft.models import copy_state
 from autoft.models.state import State, snapshot
 from autoft.scoring import as_scored
+from autoft.state_writer import StateWriter
 from autoft.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.5
+STORE_SECONDS = 300.0  # what a lost machine costs at most; ours
 Emit = Callable[[dict[str, Any]], None]
 
 
 class FullFinetune:
-    """One full fine-tune that can be stopped after any epoch and goes on exactly from there.
+    """One full fine-tune that can be stopped after any step and goes on exactly from there.
+
+    Several processes, each with a workspace of its own, run one together: all read the state, the first one writes it.
 
     Args:
-        saved: where its state is kept while it is unfinished.
+        saved: where its state is kept while it is unfinished; a file all processes see.
         key: everything its result depends on; a saved state with another key is not used.
         check_stop: raises `Interrupted` if the run is to stop, given where it stands; asked after every step.
     """
@@ -42,12 +45,16 @@ class FullFinetune:
     ) -> None:
         self._workspace, self._method, self._recipe = workspace, method, recipe
         self._saved, self._key, self._emit, self._check_stop = saved, key, emit, check_stop
+        self._writer = StateWriter(saved)
+        self._first = workspace.collective.rank == 0
         self._epochs: list[dict[str, float]] = []
+        self._losses: list[Tensor] = []  # of the present epoch's steps
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
         self._seconds = 0.0  # spent by runs before this one
         self._peak = 0  # bytes of memory, in those
         self._split = WHOLE  # of all steps so far
+        self._memory: PeakMemory
 
     def run(self) -> tuple[State, dict[str, Any]]:
         """Train; the weights of the best epoch on VAL_ID, and the record. Raises TrialCodeError if it diverges, or what `check_stop` does.
@@ -67,23 +74,27 @@ class FullFinetune:
         workspace = self._workspace
         steps_per_epoch = max(1, self._recipe.steps // workspace.config.final.epochs)
         workspace.forget()  # so that time and memory do not depend on what ran before
-        memory = PeakMemory(workspace.device)
-        started = shown = time.perf_counter()
-        losses: list[Tensor] = []
-        for step in finetune(workspace, self._recipe, resume=self._load()):
-            losses.append(step.loss)
-            self._split |= step.split
-            if time.perf_counter() - shown > PROGRESS_SECONDS:
-                shown = time.perf_counter()
-                self._progress(step.number)
-            if step.number % steps_per_epoch == 0:
-                self._end_epoch(step, step.number // steps_per_epoch, check_finite(losses, step.number))
-                losses.clear()
-                if step.number < self._recipe.steps:
-                    self._peak = max(self._peak, memory.bytes() or 0)
-                    self._store(training_state(workspace, step), self._seconds + time.perf_counter() - started)
-            if step.number < self._recipe.steps:
-                self._check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
+        memory = self._memory = PeakMemory(workspace.device)
+        started = shown = stored = time.perf_counter()
+        try:
+            for step in finetune(workspace, self._recipe, resume=self._load()):
+                self._losses.append(step.loss)
+                self._split |= step.split
+                unfinished = step.number < self._recipe.steps
+                now = time.perf_counter()
+                if now - shown > PROGRESS_SECONDS:
+                    shown = now
+                    self._progress(step.number)
+                if step.number % steps_per_epoch == 0:
+                    self._end_epoch(step, step.number // steps_per_epoch, check_finite(self._losses, step.number))
+                    self._losses.clear()
+                if unfinished and (step.number % steps_per_epoch == 0 or (now - stored > STORE_SECONDS and not self._writer.busy)):
+                    stored = now
+                    self._store(step, started)
+                if unfinished:
+                    self._check(step, started)
+        finally:
+            self._writer.finish()
         copy_state(workspace.model, self._best)
         return self._best, {
             "hyperparameters": self._recipe.hyperparameters.to_dict(),
@@ -102,7 +113,16 @@ class FullFinetune:
 
     def forget(self) -> None:
         """Remove the training state; call when the result is on record."""
-        self._saved.unlink(missing_ok=True)
+        if self._first:
+            self._saved.unlink(missing_ok=True)
+
+    def _check(self, step: Step, started: float) -> None:
+        """Ask whether to stop; if so, leave the state as it is now."""
+        try:
+            self._check_stop(f"at step {step.number} of {self._recipe.steps} of {self._method}")
+        except Interrupted:
+            self._store(step, started)
+            raise
 
     @property
     def _best_record(self) -> dict[str, float]:
@@ -123,26 +143,44 @@ class FullFinetune:
     def _progress(self, step: int) -> None:
         self._emit({"event": "stage_progress", "stage": self._method, "done": step, "of": self._recipe.steps})
 
-    def _store(self, training: dict[str, Any], seconds: float) -> None:
-        """Write the training state beside its place and rename it, so that a crash leaves the one before."""
-        self._saved.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._saved.with_suffix(".partial")
-        history = {
+    def _store(self, step: Step, started: float) -> None:
+        """Begin to write the training state; see `StateWriter`."""
+        if not self._first:
+            return
+        self._peak = max(self._peak, self._memory.bytes() or 0)
+        losses = torch.stack(self._losses) if self._losses else torch.empty(0)
+        state = {
+            "key": self._key,
+            "training": training_state(self._workspace, step),
+            "losses": losses,
             "epochs": json.dumps(self._epochs),
             "best_epoch": self._best_epoch,
-            "best": self._best,
-            "seconds": seconds,
+            "best": self._best,  # made anew for each epoch, never changed
+            "seconds": self._seconds + time.perf_counter() - started,
             "peak": self._peak,
+            "split_parts": self._split.parts,
+            "split_exact": self._split.exact,
         }
-        split = {"split_parts": self._split.parts, "split_exact": self._split.exact}
-        with disk_errors(partial), partial.open("wb") as file:
-            torch.save({"key": self._key, "training": training, **history, **split}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._saved)
+        self._writer.write(state, live=("training",))
 
     def _load(self) -> dict[str, Any] | None:
         """The training state of an earlier run of the very same fine-tune, if there is one."""
+        collective, stored = self._workspace.collective, self._read()
+        step = 0 if stored is None else int(stored["training"]["step"])
+        if any_of(collective, step != collective.largest([step])[0]):
+            logger.warning("%s is not the same file for all processes; %s starts again", self._saved, self._method)
+            return None
+        if stored is None:
+            return None
+        self._epochs = json.loads(stored["epochs"])
+        self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
+        self._losses = list(stored.get("losses", ()))
+        self._peak = stored.get("peak", 0)
+        self._split = Split(stored.get("split_parts", 1), stored.get("split_exact", True))
+        training: dict[str, Any] = stored["training"]
+        return training
+
+    def _read(self) -> dict[str, Any] | None:
         if not self._saved.is_file():
             return None
         try:
@@ -150,11 +188,4 @@ class FullFinetune:
         except Exception as error:
             logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
             return None
-        if not isinstance(stored, dict) or stored.get("key") != self._key:
-            return None
-        self._epochs = json.loads(stored["epochs"])
-        self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
-        self._peak = stored.get("peak", 0)
-        self._split = Split(stored.get("split_parts", 1), stored.get("split_exact", True))
-        training: dict[str, Any] = stored["training"]
-        return training
+        return stored if isinstance(stored, dict) and stored.get("key") == self._key else None

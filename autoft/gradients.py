@@ -5,7 +5,7 @@ term looks at several examples together, the features of all parts are brought t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ class Batch:
     """What a step draws, before any model sees it; so it is the same however the step is then computed.
 
     examples: (batch,) int64 on the CPU, of TRAIN.
-    images: (batch, 3, size, size), augmented, on the device.
+    images: (batch, 3, size, size), augmented, on the device; in one of several processes those of its share alone.
     labels: (batch,) int64 on the device.
     tokens, text_index: the batch's distinct texts, and the one of each example; None where no term needs them.
     stream: on the CPU, for whatever else the step draws.
@@ -76,17 +76,17 @@ class StepLoss:
         """
         if parts == 1:
             return *self._at_once(batch, parts, with_norms), WHOLE
-        before = _model_draws(self._workspace)
+        before = model_draws(self._workspace)
         compute = self._at_once if couples_examples(self._weights) else self._summed
         loss, terms = compute(batch, parts, with_norms)
-        random = not all(map(torch.equal, before, _model_draws(self._workspace)))
-        return loss, terms, Split(parts, exact=not random and not _trained_batch_norm(self._workspace))
+        random = not all(map(torch.equal, before, model_draws(self._workspace)))
+        return loss, terms, Split(parts, exact=not random and not trained_batch_norm(self._workspace))
 
     def _at_once(self, batch: Batch, parts: int, with_norms: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One loss over the whole batch, whose features come in parts."""
         outputs = self.outputs(batch, parts, compiled=parts == 1)
         loss, terms = weighted_loss(self._weights, outputs, with_norms=with_norms)
-        with nullcontext() if parts == 1 else _statistics_kept(self._workspace):
+        with kept_statistics(self._workspace, parts):
             backward(loss, self._weights, outputs)
         return loss, terms
 
@@ -101,28 +101,16 @@ class StepLoss:
         Args:
             compiled: whether to use the compiled towers, if there are any: for a whole batch.
         """
-        hp, model, needs = self._hp, self._workspace.model, needs_of(self._hp.loss_weights)
+        hp, model = self._hp, self._workspace.model
         text_features = more = None
-
-        def image_tower(images: Tensor) -> tuple[Tensor, ...]:
-            if compiled and "slices" not in needs:  # whose hooks would be compiled too
-                return (self._workspace.towers.image_features(images),)
-            with captured_slices(model, wanted="slices" in needs) as slices:
-                features = model.image_features(images)
-            return features, *(slices or ())
-
-        def text_tower(tokens: Tensor) -> tuple[Tensor, ...]:
-            most = min(len(batch.examples), len(self._workspace.texts.tokens))
-            return (self._workspace.towers.text_features(tokens, most) if compiled else model.text_features(tokens),)
-
         # A weight that autocast casts once for all parts would have their gradients added up in half precision.
         with self._workspace.autocast(cache=parts == 1):
-            image_features, *slices = recomputed(image_tower, batch.images, parts)
+            image_features, slices = self._image_tower(batch.images, parts, compiled)
             logits = model.head(image_features)
             if batch.tokens is not None:
-                (text_features,) = recomputed(text_tower, batch.tokens, parts)
+                text_features = self._text_tower(batch.tokens, parts, len(batch.examples) if compiled else None)
             if METHOD_TERMS.keys() & hp.loss_weights.keys():
-                more = self._method_outputs(batch, image_features, slices or None, parts)
+                more = self._method_outputs(batch, image_features, slices, parts)
         return StepOutputs(
             logits=logits,
             labels=batch.labels,
@@ -136,13 +124,41 @@ class StepLoss:
             more=more,
         )
 
-    def _method_outputs(self, batch: Batch, features: Tensor, slices: Sequence[Tensor] | None, parts: int) -> MethodOutputs:
-        """`method_outputs` of a batch, the frozen model's forward pass in parts."""
+    def _image_tower(self, images: Tensor, parts: int, compiled: bool = False) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """Features, and intermediate ones if a term looks at them."""
+        wanted = "slices" in needs_of(self._hp.loss_weights)
+
+        def tower(part: Tensor) -> tuple[Tensor, ...]:
+            if compiled and not wanted:  # whose hooks would be compiled too
+                return (self._workspace.towers.image_features(part),)
+            with captured_slices(self._workspace.model, wanted) as slices:
+                features = self._workspace.model.image_features(part)
+            return features, *(slices or ())
+
+        features, *slices = recomputed(tower, images, parts)
+        return features, slices or None
+
+    def _text_tower(self, tokens: Tensor, parts: int, examples: int | None = None) -> Tensor:
+        """Features of a step's distinct texts; `examples`: of the batch, if the compiled tower is to be used."""
+        workspace = self._workspace
+
+        def tower(part: Tensor) -> tuple[Tensor, ...]:
+            if examples is not None:
+                return (workspace.towers.text_features(part, min(examples, len(workspace.texts.tokens))),)
+            return (workspace.model.text_features(part),)
+
+        (features,) = recomputed(tower, tokens, parts)
+        return features
+
+    def _method_outputs(
+        self, batch: Batch, features: Tensor, slices: Sequence[Tensor] | None, parts: int, needs: frozenset[Need] | None = None
+    ) -> MethodOutputs:
+        """`method_outputs` of a batch, the frozen model's forward pass in parts; `needs`: of all terms unless given."""
 
         def found(of: Batch, needs: frozenset[Need], own: Tensor, own_slices: Sequence[Tensor] | None) -> MethodOutputs:
             return method_outputs(self._workspace, self._hp, needs, of.images, of.examples, own, own_slices, of.stream)
 
-        needs = needs_of(self._hp.loss_weights)
+        needs = needs_of(self._hp.loss_weights) if needs is None else needs
         if parts == 1 or not needs & _FROZEN:
             return found(batch, needs, features, slices)
         pieces = zip(*(tensor.tensor_split(parts) for tensor in (features, *(slices or ()))), strict=True)
@@ -162,17 +178,17 @@ def _there(part: T | None) -> T:
 
 def most_parts(workspace: Workspace, batch: int) -> int:
     """How many parts a step's batch can be split into; BatchNorm that trains needs two examples for a variance."""
-    return max(1, batch // 2) if _trained_batch_norm(workspace) else batch
+    return max(1, batch // 2) if trained_batch_norm(workspace) else batch
 
 
-def _trained_batch_norm(workspace: Workspace) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+def trained_batch_norm(workspace: Workspace) -> list[torch.nn.modules.batchnorm._BatchNorm]:
     """The layers whose statistics follow the batches."""
     return [] if workspace.config.model.batch_norm == "frozen" else batch_norm_layers(workspace.model)
 
 
 def running_statistics(workspace: Workspace) -> list[tuple[Tensor, Tensor]]:
     """The statistics that the model's BatchNorm layers update while it trains, each with a copy of its present value."""
-    buffers = [buffer for layer in _trained_batch_norm(workspace) for buffer in layer.buffers()]
+    buffers = [buffer for layer in trained_batch_norm(workspace) for buffer in layer.buffers()]
     return [(buffer, buffer.clone()) for buffer in buffers]
 
 
@@ -184,14 +200,14 @@ def restore_statistics(statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 @contextmanager
-def _statistics_kept(workspace: Workspace) -> Iterator[None]:
-    """A backward pass that computes features once more counts no example twice in BatchNorm's statistics."""
-    statistics = running_statistics(workspace)
+def kept_statistics(workspace: Workspace, parts: int) -> Iterator[None]:
+    """A backward pass that computes features once more, as one over several parts does, counts no example twice in BatchNorm's statistics."""
+    statistics = running_statistics(workspace) if parts > 1 else []
     yield
     restore_statistics(statistics)
 
 
-def _model_draws(workspace: Workspace) -> list[Tensor]:
+def model_draws(workspace: Workspace) -> list[Tensor]:
     """The state of the generators that a model draws from by itself; it is on the CPU, a GPU's too."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(workspace.device)] if workspace.device.type == "cuda" else states

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.batch_norm import reestimate_batch_norm
+from autoft.collective import any_of
 from autoft.config import Metric, StudyConfig, section_hash
 from autoft.core_features import core_beta
 from autoft.data import Split
@@ -65,7 +66,9 @@ def run_stages(request: StageRequest, workspace: Workspace, emit: Emit, should_s
     """Run every stage that is not done yet.
 
     Args:
-        workspace: of `request.config`, with all its sets; can be used again afterwards, whatever was raised.
+        workspace: of `request.config`, with all its sets; can be used again afterwards, whatever was raised. In one of several processes
+            all of them call this; the first one alone writes to the run folder, which all must see, and emits.
+        should_stop: that one of the processes is told to stop is enough.
 
     Raises:
         TrialCodeError: a fine-tune diverged, or a model's predictions are not finite.
@@ -122,27 +125,31 @@ class _Stages:
     """The stages of one run over one workspace."""
 
     def __init__(self, request: StageRequest, workspace: Workspace, emit: Emit, should_stop: Callable[[], bool]) -> None:
-        self._request, self._workspace, self._emit, self._should_stop = request, workspace, emit, should_stop
+        self._first = workspace.collective.rank == 0
+        self._request, self._workspace, self._should_stop = request, workspace, should_stop
+        self._emit: Emit = emit if self._first else lambda event: None
         self._config, self._run_dir = request.config, request.run_dir
         data = workspace.data
         self._content = {"train": data.train.content_hash, "val_id": _hash(data.val_id), "val_ood": _hash(data.val_ood)}
         self._model_keys: dict[str, str] = {"zero_shot": request.fingerprint}
 
-    def _run(self, stage: str, key: str, compute: Callable[[], dict[str, Any]], needs: Path | None = None) -> dict[str, Any]:
-        """The stage's result: from its record if the key is the same and its checkpoint is there, else computed and recorded."""
+    def _run(self, stage: str, key: str, compute: Callable[[], dict[str, Any]], needs: Path | None = None) -> None:
+        """Compute the stage and record its result, unless its record has the same key and its checkpoint is there."""
         path = self._run_dir / "stages" / f"{stage}.json"
         record = read_json(path)
-        if isinstance(record, dict) and record.get("key") == key and (needs is None or needs.is_dir()):
-            return dict(record["result"])
+        done = isinstance(record, dict) and record.get("key") == key and (needs is None or needs.is_dir())
+        if any_of(self._workspace.collective, self._first and done):  # the first process's word: a file is not there for all at once
+            return
         self.check_stop(f"before {stage}")
         self._emit({"event": "stage_started", "stage": stage})
         started = time.perf_counter()
         result = compute()
         result["seconds"] = result.get("seconds", 0.0) + time.perf_counter() - started
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": key, "result": result})
+        if self._first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"key": key, "result": result})
         self._emit({"event": "stage_ended", "stage": stage, "seconds": result["seconds"]})
-        return result
+        any_of(self._workspace.collective, False)  # nobody looks for what the first process has not finished writing
 
     def train(self, method: str, hyperparameters: Hyperparameters) -> None:
         """A full fine-tune; its best epoch on VAL_ID becomes `checkpoints/METHOD`."""
@@ -260,7 +267,7 @@ class _Stages:
 
     def check_stop(self, where: str) -> None:
         """Raise `Interrupted` if the run is to stop."""
-        if self._should_stop():
+        if any_of(self._workspace.collective, self._should_stop()):
             raise Interrupted(f"stopped {where}")
 
     def save(
@@ -273,6 +280,8 @@ class _Stages:
         alpha: float | None = None,
     ) -> None:
         """Write a checkpoint folder of this study."""
+        if not self._first:
+            return
         classes = self._workspace.data.classes
         info = CheckpointInfo(
             study=self._config.study,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import recomputed
+from autoft.collective import together
 from autoft.config import Constraint
 from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
@@ -90,6 +91,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.optimizer, TPGM):
             self.optimizer.project(lambda: _held_out_loss(self._workspace, self._hp, step))
+            self._workspace.collective.copy_from_first(self._parameters)  # each process has computed it; no two need round alike
         if self._hp.averaging == "beta":
             self._average(step)
 
@@ -195,4 +197,4 @@ def _held_out_loss(workspace: Workspace, hp: Hyperparameters, step: int) -> Tens
             logits = workspace.model.head(features)
         return cross_entropy(logits, labels)
 
-    return workspace.fitting(loss, len(examples))
+    return workspace.fitting(lambda parts: together(workspace.collective, lambda: loss(parts)), len(examples))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import fitting
+from autoft.collective import ALONE, Collective, share_of, together
 from autoft.compiled import CompiledTowers, Tower
 from autoft.config import StudyConfig
 from autoft.core_features import read_descriptions
@@ -80,9 +81,9 @@ class DeviceImages:
             return self._pixels[sent(examples, self.device)]
         return sent(self._pixels[examples], self.device)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """All pixels in order, `size` at a time."""
-        for start in range(0, len(self), size):
+    def batches(self, size: int, only: slice = slice(None)) -> Iterator[Tensor]:
+        """All pixels in order, `size` at a time; or some of these batches."""
+        for start in range(0, len(self), size)[only]:
             chunk = self._pixels[start : start + size]
             yield chunk if chunk.device.type == self.device.type else sent(chunk, self.device)
 
@@ -101,6 +102,7 @@ class Workspace:
     batch_split: parts a step's batch is computed in, 1 until one did not fit the memory. It changes rounding only, but for models with
         BatchNorm in training mode or dropout; see `autoft.gradients`.
     evaluation_split: likewise of batches in evaluation, which never changes more than rounding.
+    collective: the processes that fine-tune and score this model together, each with a workspace of its own.
     """
 
     config: StudyConfig
@@ -116,6 +118,7 @@ class Workspace:
     towers: CompiledTowers
     batch_split: int = 1
     evaluation_split: int = 1
+    collective: Collective = ALONE
     cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use, by name; see `forget`
 
     @classmethod
@@ -192,7 +195,7 @@ class Workspace:
         """The model's logits (n, the set's classes), fp32, under the evaluation transform. Leaves the model in evaluation mode.
 
         Of a model with two heads, log probabilities: each head's logits are brought to the set's classes before the two are mixed. Batches
-        are of `evaluate.batch_size`, or smaller ones where those do not fit the memory.
+        are of `evaluate.batch_size`, or smaller ones where those do not fit the memory. Several processes share them, so all must ask.
 
         Raises:
             torch.OutOfMemoryError: nor does a single image.
@@ -200,22 +203,36 @@ class Workspace:
         most = self.config.evaluate.batch_size
 
         def logits(parts: int) -> Tensor:
-            return self._logits(name, -(-most // parts), self.towers.evaluation(most) if parts == 1 else None)
+            return self._all_logits(name, -(-most // parts), self.towers.evaluation(most) if parts == 1 else None)
 
         found, self.evaluation_split = self.towers.or_eager(
             lambda: fitting(logits, self.evaluation_split, most, self.device), undo=lambda: None
         )
         return found
 
+    def _all_logits(self, name: str, batch_size: int, tower: Tower | None) -> Tensor:
+        """Of the whole set. Processes share whole batches, so that each is computed as one process alone would."""
+        total = len(self.images(name))
+        batches = -(-total // batch_size)
+        if self.collective.size == 1 or batches < self.collective.size:
+            return together(self.collective, lambda: self._logits(name, batch_size, slice(None), tower))
+        only = share_of(self.collective, batches)
+        own = together(self.collective, lambda: self._logits(name, batch_size, only, None))
+        padded = own.new_zeros((only.stop - only.start) * batch_size, own.shape[1])  # the last batch of the set may be a short one
+        padded[: len(own)] = own
+        shape = (batches, batch_size, own.shape[1])
+        return self.collective.gathered(padded.view(-1, *shape[1:]), batches).view(-1, shape[2])[:total]
+
     @torch.no_grad()
-    def _logits(self, name: str, batch_size: int, tower: Tower | None) -> Tensor:
+    def _logits(self, name: str, batch_size: int, only: slice, tower: Tower | None) -> Tensor:
+        """Of some of its batches; at least one."""
         self.model.eval()
         pixels = self.loaded.preprocess
         images = self.images(name)
         project = None if images.pools is None else functools.partial(pooled_logits, pools=images.pools)
         parts = []
         with self.autocast():
-            for batch in images.batches(batch_size):
+            for batch in images.batches(batch_size, only):
                 parts.append(self.model(eval_transform(batch, pixels.mean, pixels.std), project, tower).float())
         return torch.cat(parts)
 

@@ -102,7 +102,7 @@ def in_float64(workspace: Workspace) -> Workspace:
     """The same workspace computing in double precision, whose rounding hides no mistake."""
     features = train_features(workspace)
     model, transform = workspace.model.double(), workspace.train_transform
-    wide = replace(workspace, zero_shot=ZeroShotState.of(model), train_transform=lambda images, rng: transform(images, rng).double())
+    wide = replace(workspace, zero_shot=ZeroShotState.of(model), train_transform=lambda images, *draw: transform(images, *draw).double())
     wide.cached["train_features"] = features
     return wide
 

@@ -99,7 +99,7 @@ def test_defect_6_every_batch_is_one_step_down_the_mean_loss(tmp_path: Path, tin
     """Nothing is accumulated here. AdamW hides a factor of the loss, so its first moment is looked at: a tenth of the gradient."""
     workspace = load_workspace(tmp_path, tiny_vit, final__batch_size=10)
     pixels = workspace.loaded.preprocess
-    workspace = replace(workspace, train_transform=lambda images, rng: eval_transform(images, pixels.mean, pixels.std))  # type: ignore[arg-type]
+    workspace = replace(workspace, train_transform=lambda images, *draw: eval_transform(images, pixels.mean, pixels.std))  # type: ignore[arg-type]
     batches: list[Tensor] = []
     take = DeviceImages.take
     monkeypatch.setattr(DeviceImages, "take", lambda self, examples: batches.append(examples) or take(self, examples))

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import pytest
 from autoft.config import StudyConfig, load_config
 from autoft.executor import Finished, InProcessExecutor, Job, Reported
 from autoft.search_space import Hyperparameters
+from autoft.stages import StageRequest, load_workspace, run_stages, stage_result, trained_methods
 from tests.launching import ROOT, outcome
 from tests.ray_nodes import Worker
+from tests.runs import hyperparameters
 from tests.studies import write_study
 from tests.test_ray import never, search, spec
 from workers.capacity import cluster_nodes
-from workers.cluster import cluster
+from workers.cluster import WorkerSpec, cluster
+from workers.distributed import run_shared_stages
 from workers.ray_executor import RayExecutor, elastic_count
 
 pytestmark = pytest.mark.slow
@@ -223,3 +227,33 @@ def test_ctrl_c_stops_a_head(folder: Path) -> None:
     head.tell(signal.SIGINT)
     assert head.wait() == 0
     assert not [process for process in psutil.wait_procs(children, timeout=20)[1] if process.status() != psutil.STATUS_ZOMBIE]
+
+
+# --- the final fine-tune on several nodes
+
+
+def test_a_fine_tune_on_two_nodes_goes_on_with_one_when_the_other_vanishes(
+    connected: None, join: Callable[..., Worker], cache: Path, tmp_path: Path, tiny_vit: Path
+) -> None:
+    """In the middle of the fine-tune. It goes on from the last state on disk, and its curve is an undisturbed one's."""
+    config = load_config(write_study(tmp_path, tiny_vit, final__epochs=10, final__batch_size=11, wise_ft=None))
+    methods = trained_methods(config, hyperparameters(lr=1e-4, weights={"cross_entropy": 1.0, "contrastive": 0.5, "l2_init": 1.0}), entries=1000)
+    request = StageRequest(config=config, run_dir=tmp_path / "lost", methods=methods, fingerprint="f" * 16, versions={})
+    request.run_dir.mkdir()
+    (request.run_dir / "study.yaml").write_text("study: tiny\n")
+    other = join(1)
+    assert eventually(lambda: len(cluster_nodes()) == 2, 60)
+    events: list[Event] = []
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if event["event"] == "epoch_ended" and event["epoch"] == 2 and other.process.poll() is None:
+            other.vanish()
+
+    run_shared_stages(request, WorkerSpec(count=2, device="cpu", cpus=1, gpus=0.0), cache, never, emit)
+    assert [event["count"] for event in events if event["event"] == "final_workers"] == [2, 1]
+    alone = replace(request, run_dir=tmp_path / "alone")
+    run_stages(alone, load_workspace(config, "cpu", cache), lambda event: None, never)
+    curves = [[(epoch["train_loss"], epoch["val_id"]) for epoch in (stage_result(run.run_dir, "final") or {})["epochs"]] for run in (request, alone)]
+    assert [value for epoch in curves[0] for value in epoch] == pytest.approx([value for epoch in curves[1] for value in epoch], abs=2e-3)
+    assert list((request.run_dir / "training").iterdir()) == []

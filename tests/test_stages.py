@@ -277,7 +277,7 @@ def stop_after(calls: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("model", ["tiny_vit", "tiny_convnet"])
-def test_defect_17_an_interrupted_fine_tune_goes_on_from_its_last_epoch_and_ends_the_same(
+def test_defect_17_an_interrupted_fine_tune_goes_on_from_its_last_step_and_ends_the_same(
     model: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(write_study(tmp_path, request.getfixturevalue(model), **BASE, wise_ft=None))
@@ -290,10 +290,10 @@ def test_defect_17_an_interrupted_fine_tune_goes_on_from_its_last_epoch_and_ends
     assert not (tmp_path / "run" / "stages" / "final.json").exists()
     assert len(seen) == 6
     with pytest.raises(Interrupted, match="at step 10 of 12 of final"):
-        stages(config, tmp_path, hyperparameters(LR), stop_after(6))  # from step 4: again in the middle of an epoch
+        stages(config, tmp_path, hyperparameters(LR), stop_after(4))  # from step 6: again in the middle of an epoch
     seen.clear()
     stages(config, tmp_path, hyperparameters(LR))
-    assert len(seen) == 4, "two of three epochs were on disk"
+    assert len(seen) == 2, "ten of twelve steps were on disk"
     assert weights(tmp_path / "run") == weights(tmp_path / "undisturbed")
     assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
 

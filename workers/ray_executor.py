@@ -17,6 +17,7 @@ from autoft.stages import StageRequest
 from workers.actor import Place, Said, TrialWorker
 from workers.capacity import Node, cluster_nodes, room
 from workers.cluster import WorkerSpec, first_line
+from workers.distributed import run_shared_stages
 from workers.stage_pool import StagePool, StageRoom
 from workers.waiting import Observe, Waiting
 from workers.watch import Watch
@@ -58,6 +59,7 @@ class RayExecutor:
         trial_timeout_seconds: a trial that takes longer loses its worker and is `Failed` as a timeout; a confirmation run may take as much
             longer as it has more steps. None: no limit.
         observe: takes the event "waiting", which says why no worker is ready.
+        final: the workers that share the stages after the search; None: one alone runs them.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class RayExecutor:
         grow: Callable[[], int] | None = None,
         trial_timeout_seconds: float | None = None,
         observe: Observe = lambda event: None,
+        final: WorkerSpec | None = None,
     ) -> None:
         self._config, self._spec, self._cache_dir, self._should_stop, self._grow = config, spec, cache_dir, should_stop, grow
-        self._timeout = trial_timeout_seconds
+        self._timeout, self._final = trial_timeout_seconds, final
         self._workers: list[_Worker] = []
         self._queue: list[Job] = []
         self._start_failures = 0
@@ -122,8 +125,11 @@ class RayExecutor:
         return events
 
     def run_stages(self, request: StageRequest, emit: Emit) -> None:
-        """Run the stages on one actor with all cores or a whole GPU of a node; tried again if the actor is lost."""
+        """Run the stages on one actor with all cores or a whole GPU of a node, or on several workers; tried again if one is lost."""
         self._release()
+        if self._final is not None:
+            run_shared_stages(request, self._final, self._cache_dir, self._should_stop, emit)
+            return
         gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node(self._spec.cpus))
         pool = StagePool(StageRoom(cpus=cores, gpus=gpus, device=self._spec.device), self._cache_dir, self._should_stop, lambda: 1)
         for _, error in pool.run([request], emit):

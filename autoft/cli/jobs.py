@@ -14,7 +14,7 @@ from storage import list_studies
 
 _URL, _URL_FILE, _PASSWORD = "AUTOFT_STORAGE_URL", "AUTOFT_STORAGE_URL_FILE", "PGPASSWORD"
 _PASSED_ON = ("AUTOFT_HOME", "AUTOFT_CACHE_DIR")  # places, no secrets
-_OPTIONS = ("artifacts", "executor", "workers", "gpus_per_worker", "trials_per_worker", "threads_per_worker", "device", "trial_timeout")
+_OPTIONS = ("artifacts", "executor", "workers", "gpus_per_worker", "trials_per_worker", "threads_per_worker", "device", "trial_timeout", "final_workers")
 
 
 def detach(config: StudyConfig, args: argparse.Namespace) -> int:

@@ -96,6 +96,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ClusterError(f"--executor in-process runs one trial at a time; --workers {args.workers} needs --executor ray")
         if args.gpus_per_worker is not None:
             raise ClusterError("--executor in-process has no workers to share GPUs; --gpus-per-worker needs --executor ray")
+        if getattr(args, "final_workers", None) not in (None, 1):
+            raise ClusterError(f"--executor in-process has one process; --final-workers {args.final_workers} needs --executor ray")
         resolve_device(args.device)
     elif args.trials_per_worker != 1:
         raise ClusterError(f"--trials-per-worker {args.trials_per_worker} needs --executor in-process; on Ray several workers share a GPU: --gpus-per-worker 0.5")
@@ -161,6 +163,7 @@ def connect_workers(
 
     from workers.capacity import cluster_nodes, plan_on_nodes
     from workers.cluster import cluster
+    from workers.distributed import plan_final
     from workers.ray_executor import RayExecutor, elastic_count
 
     address = ray_address()
@@ -169,6 +172,11 @@ def connect_workers(
     with stop.taken_back():
         stack.enter_context(cluster(address))
     spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
+    final = None
+    if hasattr(args, "final_workers"):
+        final = plan_final(cluster_nodes(), args.final_workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
-    return lambda: RayExecutor(config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view)
+    return lambda: RayExecutor(
+        config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final=final
+    )

@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--detach", action="store_true", help="run it as a job of the cluster at RAY_ADDRESS and return at once; needs AUTOFT_STORAGE_URL_FILE"
     )
     _add_run(launch)
+    _add_final_workers(launch)
 
     finetune = _command(commands, "finetune", "one full fine-tune with given hyperparameters, WiSE-FT and evaluation; no search")
     _add_study(finetune)
@@ -103,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", "run the whole thing on a small built-in study, in a few minutes and without a network")
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the demo's study file")
     _add_run(demo)
+    _add_final_workers(demo)
 
     init = _command(commands, "init", "write a commented study file to start from, or the study file of a published study")
     init.add_argument("what", nargs="?", metavar="PRESET", help=f"a published study: {', '.join(preset_names())}")
@@ -279,6 +281,15 @@ def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object 
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
     parser.add_argument("--trial-timeout", type=_seconds, metavar="SECONDS", help="give a trial up that takes longer; it runs once more (default: no limit)")
     _add_json(parser, json_text)
+
+
+def _add_final_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--final-workers",
+        type=_positive,
+        metavar="N",
+        help="workers that share each batch of the final fine-tune, with --threads-per-worker threads each (default: one per GPU, on CPU one with all cores)",
+    )
 
 
 def _add_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

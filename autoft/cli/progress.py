@@ -112,6 +112,8 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"{plural(event['count'], 'worker')} on {event['device']}, {plural(event['threads'], 'thread')} each"
         case "trials_together":
             return "trials run one by one: no program of several is faster here" if event["count"] == 1 else f"{event['count']} trials run as one program"
+        case "final_workers" if event["count"] > 1:
+            return f"{event['count']} workers share the final fine-tune"
         case "leakage":
             return "\n".join(f"WARNING: {line}" for line in event["warnings"]) or None
         case "trial_ended":

@@ -53,18 +53,19 @@ class TrainTransform:
     ) -> None:
         self._size, self._mean, self._std, self._scale, self._ratio = size, mean, std, scale, ratio
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Augment a batch.
+    def __call__(self, images: Tensor, rng: torch.Generator, batch: int | None = None, rows: slice = slice(None)) -> Tensor:
+        """Augment a batch, or the share of it that is here.
 
         Args:
             images: (batch, S, S, 3) uint8 on any device.
             rng: a generator on the CPU; the crops depend on its state, the batch size and S only.
+            batch, rows: the size of the batch that `images` are these rows of; None: they are all of it.
 
         Returns:
             (batch, 3, size, size) float32 on the same device, in channels-last memory format.
         """
-        batch, side = images.shape[:2]
-        grid = sampling_grid(self.crops(batch, side, rng), side, self._size, images.device)
+        side = images.shape[1]
+        grid = sampling_grid(self.crops(batch or len(images), side, rng)[rows], side, self._size, images.device)
         pixels = images.permute(0, 3, 1, 2).float()
         # Bilinear: bicubic sampling takes five times as long on a CPU (64 images, 80 to 64 pixels, one thread: 5 ms against 1 ms).
         crops = grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
