@@ -19,6 +19,7 @@ import torch
 
 from autoft.batch_split import is_out_of_memory
 from autoft.config import StudyConfig
+from autoft.data.stream import StreamLost
 from autoft.errors import AutoFTError, TrialCodeError
 from autoft.pace import measure, typical
 from autoft.search_space import Hyperparameters
@@ -149,6 +150,9 @@ def classify_failure(error: BaseException) -> FailureKind:
     if is_out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
     if isinstance(error, _ACCELERATOR_ERROR) or (isinstance(error, RuntimeError) and _DEVICE_ERRORS.search(str(error))):
+        return FailureKind.INFRASTRUCTURE
+    # torch notices the end of a process that decodes images in a signal handler as well, which raises wherever the program stands
+    if isinstance(error, StreamLost) or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)):
         return FailureKind.INFRASTRUCTURE
     return FailureKind.CODE
 

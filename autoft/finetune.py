@@ -140,7 +140,11 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
         model.zero_grad(set_to_none=True)
         restore_statistics(statistics)
 
-    for step in range(first, recipe.steps):
+    def own_examples(step: int) -> Tensor:
+        examples = drawn_examples(workspace, recipe, step)
+        return examples[share_of(collective, len(examples))]
+
+    for step in workspace.train.ahead(range(first, recipe.steps), own_examples, recipe.batch_size):
         training_mode(workspace)
         loss, terms, split = workspace.fitting(functools.partial(gradients, step), most, undo)
         statistics.clear()  # of the first step only, where memory runs out if it does
@@ -154,8 +158,7 @@ def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
     """What a step draws: examples, their augmentation, their texts. Seeds what the model itself draws, too."""
     hp = recipe.hyperparameters
     rng = step_generator(hp.seed, step)
-    pool = training_pool(workspace, hp)
-    examples = pool[batch_examples(len(pool), min(recipe.batch_size, len(pool)), hp.seed, step)]
+    examples = drawn_examples(workspace, recipe, step)
     rows = share_of(workspace.collective, len(examples))
     images = workspace.train_transform(workspace.train.take(examples[rows]), rng, len(examples), rows)
     tokens = text_index = None
@@ -163,6 +166,12 @@ def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
         tokens, text_index = workspace.texts.pick(examples, workspace.train.labels_cpu[examples], rng)
     labels = workspace.train.labels[sent(examples, workspace.device)]
     return Batch(examples, images, labels, tokens, text_index, rng)
+
+
+def drawn_examples(workspace: Workspace, recipe: Recipe, step: int) -> Tensor:
+    """The examples of TRAIN that a step draws, (batch,) int64 on the CPU; draws from no generator but its own."""
+    pool = training_pool(workspace, recipe.hyperparameters)
+    return pool[batch_examples(len(pool), min(recipe.batch_size, len(pool)), recipe.hyperparameters.seed, step)]
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

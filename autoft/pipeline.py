@@ -63,34 +63,49 @@ class Inputs:
 
 
 def prepare(
-    config: StudyConfig, cache_dir: Path, decoding: Callable[[str, int, int], None] | None = None, comparing: Callable[[str, int, int], None] | None = None
+    config: StudyConfig,
+    cache_dir: Path,
+    decoding: Callable[[str, int, int], None] | None = None,
+    comparing: Callable[[str, int, int], None] | None = None,
+    loaded: LoadedModel | None = None,
 ) -> Inputs:
     """Load and check everything a study needs before any work starts.
 
     Args:
         decoding, comparing: called with (field, images done, images in all) while images are decoded, and hashed for the leakage check.
+        loaded: the study's model, if it is at hand.
 
     Raises:
         DataError, ModelError, ConfigError: naming what is wrong with which field.
     """
-    loaded = load_model(config.model)
+    loaded = loaded or load_model(config.model)
     pixels = loaded.preprocess
     described = config.data.descriptions is not None  # classes are looked up before images are decoded for such a study only
     descriptions = read_descriptions(config.data, resolve_classes(config.data), loaded.tokenizer) if described else None
     data = load_study_data(
         config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=all_splits(config), progress=decoding
     )
-    model = ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], len(data.classes)))
-    if config.search_space.layerwise and not config.search_space.layers:
-        with_text = needs_text((config.search_space.reference, *config.search_space.terms))
-        layers = tuple(layer for layer in layer_names(model) if with_text or layer != TEXT)
-        space = config.search_space.model_copy(update={"layers": layers})
-        config = config.model_copy(update={"search_space": space})
+    model = _classifier(loaded, len(data.classes))
+    config = with_layers(config, loaded, len(data.classes))
     sections = fingerprint_sections(config, state_digest(loaded.clip.state_dict()), data, descriptions)
     text = {f"clip.{name}" for name, _ in loaded.clip.named_parameters() if not name.startswith("visual.")}
     entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in text)
     leakage = check_leakage(data, config.data, cache_dir, comparing)
     return Inputs(config, data, loaded, sections, entries, leakage)
+
+
+def with_layers(config: StudyConfig, loaded: LoadedModel, classes: int) -> StudyConfig:
+    """A layerwise study with the names of the model's layers, if they are not given; any other as it is."""
+    if not config.search_space.layerwise or config.search_space.layers:
+        return config
+    with_text = needs_text((config.search_space.reference, *config.search_space.terms))
+    layers = tuple(layer for layer in layer_names(_classifier(loaded, classes)) if with_text or layer != TEXT)
+    return config.model_copy(update={"search_space": config.search_space.model_copy(update={"layers": layers})})
+
+
+def _classifier(loaded: LoadedModel, classes: int) -> ClipClassifier:
+    """The model with a head of the right shape, to see what weights it has."""
+    return ClipClassifier(loaded.clip, torch.nn.Linear(loaded.open_clip_config["model_cfg"]["embed_dim"], classes))
 
 
 def is_complete(inputs: Inputs, study: Study, run_dir: Path) -> bool:

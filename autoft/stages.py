@@ -57,9 +57,9 @@ class StageRequest:
     with_zero_shot: bool = True
 
 
-def load_workspace(config: StudyConfig, device: str, cache_dir: Path) -> Workspace:
+def load_workspace(config: StudyConfig, device: str, cache_dir: Path, progress: Callable[[str, int, int], None] | None = None) -> Workspace:
     """What `run_stages` works on: the model, and every set of the study."""
-    return Workspace.load(config, device, cache_dir, splits=all_splits(config))
+    return Workspace.load(config, device, cache_dir, splits=all_splits(config), progress=progress)
 
 
 def run_stages(request: StageRequest, workspace: Workspace, emit: Emit, should_stop: Callable[[], bool]) -> None:

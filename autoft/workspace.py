@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from autoft.compiled import CompiledTowers, Tower
 from autoft.config import StudyConfig
 from autoft.core_features import read_descriptions
 from autoft.data import ImageSet, StudyData, load_study_data
+from autoft.data.stream import Stream
+from autoft.data.streamed import StreamedImages
 from autoft.data.transforms import TrainTransform, eval_transform
 from autoft.errors import ConfigError
 from autoft.evaluate import metric_fn, pool_index, pooled_logits
@@ -60,14 +62,17 @@ def resident_device(nbytes: int, device: torch.device) -> torch.device:
 
 
 class DeviceImages:
-    """An image set that hands out uint8 batches on a device."""
+    """An image set that hands out uint8 batches on a device: kept there, copied from the memory map, or streamed from the set's files."""
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self.set = images
         self.device = device
         self.labels_cpu = torch.from_numpy(np.ascontiguousarray(images.labels))
-        self._pixels = _as_tensor(images.images)
-        self._pixels = self._pixels.to(resident_device(images.images.nbytes, device))
+        self._stream = self._pixels = None
+        if isinstance(images.images, StreamedImages):
+            self._stream = Stream(images.images, device)
+        else:
+            self._pixels = _as_tensor(images.images).to(resident_device(images.images.nbytes, device))
         self.labels = self.labels_cpu.to(device)
         self.groups = None if images.groups is None else torch.from_numpy(np.ascontiguousarray(images.groups)).to(device)
         self.pools = None if images.projection is None else pool_index(images.projection).to(device)
@@ -77,15 +82,38 @@ class DeviceImages:
 
     def take(self, examples: Tensor) -> Tensor:
         """Pixels (batch, side, side, 3) uint8 on the device of `examples`, (batch,) int64 on the CPU."""
+        if self._pixels is None:
+            return self._streamed.take(examples)
         if self._pixels.device.type == self.device.type:
             return self._pixels[sent(examples, self.device)]
         return sent(self._pixels[examples], self.device)
 
     def batches(self, size: int, only: slice = slice(None)) -> Iterator[Tensor]:
         """All pixels in order, `size` at a time; or some of these batches."""
+        if self._pixels is None:
+            yield from self._streamed.batches(size, only)
+            return
         for start in range(0, len(self), size)[only]:
             chunk = self._pixels[start : start + size]
             yield chunk if chunk.device.type == self.device.type else sent(chunk, self.device)
+
+
+    def ahead(self, steps: Sequence[int], examples: Callable[[int], Tensor], batch_size: int) -> Iterator[int]:
+        """The steps; meanwhile, of a streamed set, the examples of those to come are decoded.
+
+        Args:
+            examples: of a step, what it will `take`; of `batch_size` at most.
+        """
+        if self._pixels is not None or not steps:
+            yield from steps
+            return
+        with self._streamed.foresee(map(examples, steps), batch_size):
+            yield from steps
+
+    @property
+    def _streamed(self) -> Stream:
+        assert self._stream is not None
+        return self._stream
 
 
 def _as_tensor(images: np.ndarray[Any, Any]) -> Tensor:
@@ -122,12 +150,23 @@ class Workspace:
     cached: dict[str, Any] = field(default_factory=dict, init=False)  # what is computed at its first use, by name; see `forget`
 
     @classmethod
-    def load(cls, config: StudyConfig, device: str, cache_dir: Path, splits: Collection[str] = ("train", "val_ood")) -> "Workspace":
-        """Load model and data. Raises ConfigError, DataError or ModelError."""
+    def load(
+        cls,
+        config: StudyConfig,
+        device: str,
+        cache_dir: Path,
+        splits: Collection[str] = ("train", "val_ood"),
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> "Workspace":
+        """Load model and data; `progress` is called with (field, images done, images in all) while images are decoded.
+
+        Raises:
+            ConfigError, DataError, ModelError.
+        """
         target = resolve_device(device)
         loaded = load_model(config.model)
         pixels = loaded.preprocess
-        data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits)
+        data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits, progress=progress)
         return cls.of(config, target, loaded, data)
 
     @classmethod

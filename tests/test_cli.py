@@ -160,7 +160,7 @@ def test_a_wrong_study_is_refused_before_anything_starts(
     empty_database: str,
 ) -> None:
     study = write_study(tmp_path, tiny_vit, **change(tmp_path))
-    for command in (["launch", study, "--runs", tmp_path / "runs"], ["plan", study]):
+    for command in (["launch", study, "--runs", tmp_path / "runs"], ["plan", study, "--decode"]):
         said = autoft(*command, url=postgres_server.socket_url(empty_database))
         assert_refused(said, 2, expected, tmp_path / "runs")
     assert postgres_server.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", empty_database) == [(0,)]
@@ -334,7 +334,7 @@ def test_an_empty_database(autoft: Callable[..., Said], postgres_server: Postgre
 
 def test_plan_trains_nothing_and_knows_the_cost(autoft: Callable[..., Said], finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoft.finetune.finetune", None)
-    facts = autoft("plan", finished.study, "--json").json
+    facts = autoft("plan", finished.study, "--decode", "--json").json
     cost = finished.summary["cost"]
     assert facts["budget"]["search_samples"] == cost["search_samples"]
     assert facts["budget"]["search_scored_images"] == cost["search_eval_samples"]
@@ -343,7 +343,7 @@ def test_plan_trains_nothing_and_knows_the_cost(autoft: Callable[..., Said], fin
     assert facts["fingerprint"] == finished.summary["fingerprint"]
     assert [row["images"] for row in facts["data"]] == [48, 24, 24, 30, 30]
     said = autoft("plan", finished.study)
-    assert "ready; nothing was trained" in said.out
+    assert "ready; nothing was trained" in said.out and said.out.count("read from the image cache") == 5
     assert ESCAPE not in said.out + said.err and "…" not in said.out
 
 

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import ray
 
 from autoft.config import StudyConfig
+
+PROGRESS_SECONDS = 10.0  # between two reports of a node that decodes images
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class TrialWorker:
     def load(self) -> tuple[Any, str] | None:
         """Load everything; the kind of failure and what went wrong, if something did."""
         from autoft.executor import classify_failure, describe_failure
+        from autoft.pacing import paced
         from autoft.trial import trial_splits
         from autoft.workspace import Workspace, configure_torch
         from workers.device_memory import DeviceMemory, settle
 
         try:
             configure_torch(self._threads)
-            self._workspace = Workspace.load(self._config, self._device, self._cache_dir, trial_splits(self._config))
+            _limit_cache()
+            progress = paced(_log_decoding, PROGRESS_SECONDS)
+            self._workspace = Workspace.load(self._config, self._device, self._cache_dir, trial_splits(self._config), progress)
         except Exception as error:
             return classify_failure(error), describe_failure(error)
         self._memory = DeviceMemory(lambda: settle(self._workspace.device))
@@ -115,16 +121,34 @@ class StageWorker:
 
     def _work(self, request: Any, device: str, threads: int, cache_dir: Path, events: Any) -> None:
         from autoft.errors import AutoFTError
+        from autoft.pacing import paced
         from autoft.stages import load_workspace, run_stages
         from autoft.workspace import configure_torch
 
+        def decoding(field: str, done: int, of: int) -> None:
+            events.put({"event": "decoding", "field": field, "done": done, "of": of, "node": ray.util.get_node_ip_address()})
+
         configure_torch(threads)
         try:
+            _limit_cache()
             if self._kept is None or self._kept[0] != request.config:
                 self._kept = None  # before the next one is loaded
-                self._kept = (request.config, load_workspace(request.config, device, cache_dir))
+                self._kept = (request.config, load_workspace(request.config, device, cache_dir, paced(decoding, PROGRESS_SECONDS)))
             run_stages(request, self._kept[1], events.put, self._stop.is_set)
         except Exception as error:
             known = isinstance(error, AutoFTError | OSError)  # what others raise may not survive the way back
             events.put(error.with_traceback(None) if known else RuntimeError("".join(traceback.format_exception(error))))
         events.put(None)
+
+
+def _limit_cache() -> None:
+    """AUTOFT_CACHE_BYTES as Ray was started with on this node: each has a disk of its own. Raises ConfigError."""
+    from autoft.data.room import limit_cache, read_size
+
+    limit = os.environ.get("AUTOFT_CACHE_BYTES", "").strip()
+    limit_cache(read_size(limit, "AUTOFT_CACHE_BYTES") if limit else None)
+
+
+def _log_decoding(field: str, done: int, of: int) -> None:
+    """A line in this worker's log on its node."""
+    print(f"decoding {field} on this node: {done:,} of {of:,} images", file=sys.stderr, flush=True)  # noqa: T201

@@ -13,9 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autoft.cli.launch import check_flags, connect_workers, is_known
+from autoft.cli.progress import LINE_SECONDS, decoding_line
 from autoft.cli.runtime import StopSignal, cache_dir, resumable, storage_url
 from autoft.config import StudyConfig, load_config
 from autoft.errors import StudyLocked
+from autoft.pacing import paced
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -87,6 +89,7 @@ class View:
         self._as_percent = config.metric != "cross_entropy"
         self._method, self._trials, self._trials_done = "", 0, 0
         self._done, self._of = 0, 0
+        self.decoding = paced(self._decoding, LINE_SECONDS)  # images of a set are being decoded into the cache
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
@@ -94,10 +97,8 @@ class View:
         if line:
             print(line, file=sys.stderr, flush=True)
 
-    def decoding(self, field: str, done: int, of: int) -> None:
-        """Images of a set are being decoded into the cache."""
-        if done == of:
-            print(f"decoded {of} images of {field}", file=sys.stderr)
+    def _decoding(self, field: str, done: int, of: int) -> None:
+        print(decoding_line(field, done, of), file=sys.stderr, flush=True)
 
     def comparing(self, field: str, done: int, of: int) -> None:
         """Images of a set are being hashed, to be compared with other sets."""

@@ -15,6 +15,7 @@ from autoft.errors import ConfigError, DataError, ModelError
 
 def evaluate(args: argparse.Namespace) -> int:
     """Score a checkpoint on a study's sets."""
+    from autoft.cli.progress import make_view
     from autoft.report.table import format_table
     from autoft.stages import all_splits, evaluation_rows
     from autoft.workspace import Workspace
@@ -25,7 +26,8 @@ def evaluate(args: argparse.Namespace) -> int:
     unknown = sorted(set(wanted) - set(known))
     if unknown:
         raise ConfigError(f"--sets {','.join(unknown)}: not a set of study {config.study}; its sets are {', '.join(known)}")
-    workspace = Workspace.load(config, args.device, cache_dir(), splits=["train", *wanted])
+    with make_view(config, as_json=False) as view:
+        workspace = Workspace.load(config, args.device, cache_dir(), ["train", *wanted], view.decoding)
     workspace.model = _read_checkpoint(args.checkpoint, workspace)
     name = Path(args.checkpoint).name
     splits = {"val_id": Split.VAL_ID, "val_ood": Split.VAL_OOD, **{test: split for test, (split, _) in workspace.data.tests.items()}}

@@ -68,6 +68,7 @@ def _as_they_are(args: argparse.Namespace, folders: Mapping[float, Path]) -> lis
 def _in_study(args: argparse.Namespace, config: StudyConfig, folders: Mapping[float, Path]) -> list[Row]:
     """Mix as the study's `wise_ft` section says, and score on its validation sets."""
     from autoft.cli.evaluate import _read_checkpoint
+    from autoft.cli.progress import make_view
     from autoft.config.sections import WiseFTConfig
     from autoft.models import load_checkpoint
     from autoft.models.state import snapshot
@@ -75,7 +76,8 @@ def _in_study(args: argparse.Namespace, config: StudyConfig, folders: Mapping[fl
     from autoft.workspace import Workspace
 
     _, loaded, info = load_checkpoint(args.fine_tuned.resolve())  # its mistakes are told before any image is read
-    workspace = Workspace.load(config, args.device, cache_dir(), splits=["train", "val_id", "val_ood"])
+    with make_view(config, as_json=False) as view:
+        workspace = Workspace.load(config, args.device, cache_dir(), ["train", "val_id", "val_ood"], view.decoding)
     start, end = (_read_checkpoint(str(path), workspace) for path in (args.zero_shot, args.fine_tuned))
     _check_same_heads(f"{args.zero_shot} and {args.fine_tuned}", start, end)
     zero_shot, fine_tuned = (snapshot(model) for model in (start, end))

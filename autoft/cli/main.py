@@ -46,6 +46,7 @@ COMMANDS = {
     "cancel": ("control", "cancel"),
     "worker": ("worker", "worker"),
     "logs": ("jobs", "logs"),
+    "cache": ("cache", "cache"),
     "doctor": ("doctor", "doctor"),
     "dashboard": ("dashboard", "dashboard"),
     "db": ("database", "database"),
@@ -113,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", "check a study without training: data, model, search space, budget, free resources")
     _add_study(plan)
+    plan.add_argument("--decode", action="store_true", help="decode images that are not in the image cache yet, so that everything is checked")
     _add_json(plan)
 
     describe = _command(commands, "describe", "write descriptions of a study's classes (data.descriptions), with a language model or from a file")
@@ -185,8 +187,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_logs(commands)
     _add_database(commands)
     _add_dashboard(commands)
+    _add_cache(commands)
     _add_doctor(commands)
     return parser
+
+
+def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    cache = _command(commands, "cache", "list what the image cache holds, or empty it")
+    cache.add_argument(
+        "action", nargs="?", choices=("list", "clear"), default="list", help="clear: remove everything that no process uses (default: list)"
+    )
+    _add_json(cache)
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

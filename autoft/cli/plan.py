@@ -16,9 +16,11 @@ from autoft.cli.budget import budget, compare, expected_sizes
 from autoft.cli.progress import make_view, stdout_console
 from autoft.cli.runtime import cache_dir, ray_address
 from autoft.config import Knob, OfficialDataset, StudyConfig, load_config
+from autoft.data.room import readable
 from autoft.errors import AutoFTError, DataError, ModelError
 from autoft.presets import named_preset
 
+_HOW = {"cached": "read from the image cache", "decoded": "decoded now, into the image cache", "streamed": "streamed from its files"}
 _NO_HUB = "cannot be reached"  # what `autoft.models.load_model` says where a download is all that is missing
 _NEEDED = ("train", "val_id", "val_ood")  # the sets a budget depends on
 
@@ -28,6 +30,7 @@ class _Checked:
     """How far a study could be checked.
 
     missing: paths that are not there, by field. problem: why it is not ready, if it is not. leakage, warnings: images that sets share.
+    undecoded: sets whose images have to be decoded first, before it is known whether all can be used and which they share.
     """
 
     config: StudyConfig
@@ -38,6 +41,7 @@ class _Checked:
     problem: AutoFTError | None = None
     leakage: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    undecoded: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -46,12 +50,12 @@ class _Checked:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Validate a study and print its plan; trains nothing.
+    """Validate a study and print its plan; trains nothing, and decodes no image unless told to.
 
     Raises:
         DataError, ModelError: what is wrong; where data or weights are not on this machine yet, after the plan is printed.
     """
-    checked = _check(load_config(args.study, args.set))
+    checked = _check(load_config(args.study, args.set), args.decode)
     config = checked.config
     costs = budget(config, checked.sizes)
     preset = named_preset(args.study.read_text(encoding="utf-8"))
@@ -64,6 +68,7 @@ def plan(args: argparse.Namespace) -> int:
         "data": checked.data,
         "leakage": checked.leakage,
         "warnings": checked.warnings,
+        "undecoded": checked.undecoded,
         "search_space": _space(config),
         "search": _search(config),
         "budget": costs,
@@ -79,14 +84,15 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(config: StudyConfig) -> _Checked:
-    """Check a study as far as its data and weights are on this machine.
+def _check(config: StudyConfig, decode: bool) -> _Checked:
+    """Check a study as far as its data and weights are on this machine, and its images in the cache or to be decoded now.
 
     Raises:
         DataError, ModelError, ConfigError: something is wrong, not only absent.
     """
     from autoft.data.leakage import describe_leakage
-    from autoft.pipeline import prepare
+    from autoft.models import load_model
+    from autoft.pipeline import prepare, with_layers
 
     missing = _missing_paths(config)
     sizes = expected_sizes(config.data, _count_on_disk(config, missing)) if missing else {}
@@ -94,16 +100,46 @@ def _check(config: StudyConfig) -> _Checked:
         absent = "; ".join(f"{field}.path = {path} is not there" for field, path in _once(missing).items())
         return _Checked(config, None, _named_model(config), _rows(sizes), missing, DataError(f"not ready: {absent}"))
     try:
-        with make_view(config, as_json=False) as view:
-            inputs = prepare(config, cache_dir(), view.decoding, view.comparing)
+        loaded = load_model(config.model)
     except ModelError as error:
         if _NO_HUB not in str(error):
             raise
         return _Checked(config, None, _named_model(config), _listed(config), {}, ModelError(f"not ready: {error}"))
-    loaded = inputs.loaded
     model = _named_model(config) | {"parameters": sum(p.numel() for p in loaded.clip.parameters()), "size": loaded.preprocess.size}
+    images = _image_plans(config, loaded)
+    undecoded = tuple(name for name, image_plan in images.items() if not image_plan["known"])
+    if undecoded and not decode:
+        _check_descriptions(config, loaded)
+        rows = _with_plans(_listed(config), images)
+        config = with_layers(config, loaded, len(rows[0]["per_class"]))
+        return _Checked(config, None, model, rows, {}, undecoded=undecoded)
+    with make_view(config, as_json=False) as view:
+        inputs = prepare(config, cache_dir(), view.decoding, view.comparing, loaded)
+    rows = _with_plans(_loaded(inputs), _image_plans(config, loaded))
     leakage, warnings = inputs.leakage.to_dict(), tuple(describe_leakage(inputs.leakage))
-    return _Checked(inputs.config, inputs.fingerprint, model, _loaded(inputs), {}, leakage=leakage, warnings=warnings)
+    return _Checked(inputs.config, inputs.fingerprint, model, rows, {}, leakage=leakage, warnings=warnings)
+
+
+def _image_plans(config: StudyConfig, loaded: Any) -> dict[str, dict[str, Any]]:
+    """Where each set's images will come from, by name."""
+    from autoft.data import plan_study_data
+
+    pixels = loaded.preprocess
+    plans = plan_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir())
+    return {one.name: {"bytes": one.nbytes, "how": one.how, "known": one.known, "why": one.why} for one in plans}
+
+
+def _with_plans(rows: list[dict[str, Any]], plans: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | plans[row["set"]] for row in rows]
+
+
+def _check_descriptions(config: StudyConfig, loaded: Any) -> None:
+    """What a study with descriptions can get wrong. Raises ConfigError, DataError."""
+    from autoft.core_features import read_descriptions
+    from autoft.data import resolve_classes
+
+    if config.data.descriptions is not None:
+        read_descriptions(config.data, resolve_classes(config.data), loaded.tokenizer)
 
 
 def _missing_paths(config: StudyConfig) -> dict[str, str]:
@@ -200,6 +236,10 @@ def _search(config: StudyConfig) -> dict[str, Any]:
 def _resources(folder: Path) -> dict[str, Any]:
     import torch
 
+    from autoft.data.room import cache_limit, entries
+
+    held = sum(entry.nbytes for entry in entries(folder))
+    limit = cache_limit(folder, held)
     while not folder.exists():
         folder = folder.parent
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -209,6 +249,8 @@ def _resources(folder: Path) -> dict[str, Any]:
         "gpus": gpus,
         "free_memory_bytes": memory,
         "free_cache_disk_bytes": shutil.disk_usage(folder).free,
+        "cache_bytes": held,
+        "cache_limit_bytes": limit,
         "ray": ray_address() or "started on this machine",
     }
 
@@ -221,6 +263,9 @@ def _print(facts: dict[str, Any]) -> None:
     shape = f": {model['parameters']:,} parameters, {model['size']} x {model['size']} pixels" if "size" in model else ", not loaded"
     console.print(name + shape, markup=False)
     console.print(_data_table(facts["data"], facts["missing"]))
+    for row in facts["data"]:
+        if row.get("how") == "streamed":
+            console.print(f"{row['set']} is streamed: {row['why']}", markup=False, highlight=False, soft_wrap=True)
     for warning in facts["warnings"]:
         console.print(f"WARNING: {warning}", markup=False, highlight=False)
     table = Table("hyperparameter", "prior", box=box.SIMPLE_HEAD)
@@ -230,6 +275,13 @@ def _print(facts: dict[str, Any]) -> None:
     lines = [*_search_lines(facts["search"], facts["search_space"]), *_cost_lines(facts["budget"]), *_published_lines(facts)]
     for line in [*lines, _machine_line(facts["resources"])]:
         console.print(line, markup=False, highlight=False)
+    if facts["undecoded"]:
+        names = ", ".join(facts["undecoded"])
+        console.print(
+            f"not decoded yet: {names}. A launch decodes first, and then knows the fingerprint, images that cannot be used and images that sets "
+            "share; autoft plan --decode does that now",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if facts["ready"]:
         console.print("ready; nothing was trained")
 
@@ -237,15 +289,16 @@ def _print(facts: dict[str, Any]) -> None:
 def _data_table(rows: list[dict[str, Any]], missing: Mapping[str, str]) -> Table:
     """The sets and their sizes; what is not there is marked, and its size is the published one."""
     absent = {field.split(".", 2)[-1] for field in missing}
-    table = Table("set", "images", "classes", "smallest class", "largest class", box=box.SIMPLE_HEAD)
+    table = Table("set", "images", "classes", "smallest class", "largest class", "decoded", "will be", box=box.SIMPLE_HEAD)
     for row in rows:
         images = "?" if row["images"] is None else f"{row['images']:,}"
         if row["per_class"] is None:
-            table.add_row(row["set"], f"{images} (missing)" if row["set"] in absent else images, "", "", "")
+            table.add_row(row["set"], f"{images} (missing)" if row["set"] in absent else images, *[""] * 5)
             continue
         present = {name: count for name, count in row["per_class"].items() if count}
         least, most = min(present, key=present.__getitem__), max(present, key=present.__getitem__)
-        table.add_row(row["set"], images, str(len(present)), f"{least}: {present[least]}", f"{most}: {present[most]}")
+        place = (readable(row["bytes"]), _HOW[row["how"]]) if "how" in row else ("", "")
+        table.add_row(row["set"], images, str(len(present)), f"{least}: {present[least]}", f"{most}: {present[most]}", *place)
     return table
 
 
@@ -308,7 +361,8 @@ def _machine_line(have: Mapping[str, Any]) -> str:
     gpus = ", ".join(have["gpus"]) or "no GPU"
     return (
         f"this machine: {have['cpu_cores']} cores, {gpus}, {have['free_memory_bytes'] / 2**30:.1f} GiB memory free, "
-        f"{have['free_cache_disk_bytes'] / 2**30:.0f} GiB disk free for the image cache; Ray: {have['ray']}"
+        f"{have['free_cache_disk_bytes'] / 2**30:.0f} GiB disk free; image cache: {readable(have['cache_bytes'])} of "
+        f"{readable(have['cache_limit_bytes'])}; Ray: {have['ray']}"
     )
 
 

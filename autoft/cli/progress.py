@@ -14,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from autoft.config import StudyConfig
+from autoft.pacing import paced
+
+_EVENT_SECONDS = 1.0  # between two events of a set that is being decoded
+LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class View(Protocol):
@@ -58,6 +62,7 @@ class JsonView:
 
     def __init__(self) -> None:
         self._out = sys.stdout  # as it is now: libraries that print are kept out of it later
+        self._paced = paced(self._decoding, _EVENT_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +74,10 @@ class JsonView:
         print(json.dumps({"time": round(time.time(), 3), **event}), file=self._out, flush=True)
 
     def decoding(self, field: str, done: int, of: int) -> None:
-        if done == of:
-            self({"event": "decoded", "field": field, "images": of})
+        self._paced(field, done, of)
+
+    def _decoding(self, field: str, done: int, of: int) -> None:
+        self({"event": "decoded", "field": field, "images": of} if done == of else {"event": "decoding", "field": field, "done": done, "of": of})
 
     def comparing(self, field: str, done: int, of: int) -> None:
         return None
@@ -128,6 +135,8 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
             return f"copied {plural(event['sent'], 'file')} to {event['url']}; {event['kept']} were there already"
         case "stage_started":
             return f"{_STAGES.get(event['stage'], event['stage'])} ..."
+        case "decoding":
+            return decoding_line(f"{event['field']} on {event['node']}", event["done"], event["of"])
         case "epoch_ended":
             return f"  {event['stage']} epoch {event['epoch']}: val_id {score.text(event['val_id'])}, train loss {event['train_loss']:.4f}"
     return None
@@ -160,11 +169,17 @@ _STAGES = {
 }
 
 
+def decoding_line(field: str, done: int, of: int) -> str:
+    """Where the decoding of a set stands."""
+    return f"decoded {of} images of {field}" if done == of else f"decoding {field}: {done} of {of} images"
+
+
 class PlainView:
     """Lines on stderr."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._score = _Score(config)
+        self._paced = paced(self._decoding, LINE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -179,8 +194,10 @@ class PlainView:
             print(line, file=sys.stderr, flush=True)
 
     def decoding(self, field: str, done: int, of: int) -> None:
-        if done == of:
-            print(f"decoded {of} images of {field}", file=sys.stderr, flush=True)
+        self._paced(field, done, of)
+
+    def _decoding(self, field: str, done: int, of: int) -> None:
+        print(decoding_line(field, done, of), file=sys.stderr, flush=True)
 
     def comparing(self, field: str, done: int, of: int) -> None:
         return None
@@ -231,6 +248,8 @@ class LiveView:
                 self._trials()
             case "stage_progress":
                 self._show(event["stage"], event["done"], event["of"])
+            case "decoding":
+                self._show(f"decoding {event['field']} on {event['node']}", event["done"], event["of"])
             case _:
                 self._milestone(event)
 

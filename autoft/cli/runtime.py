@@ -32,7 +32,15 @@ def home_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where decoded images are kept: AUTOFT_CACHE_DIR, else the user's cache folder."""
+    """Where decoded images are kept: AUTOFT_CACHE_DIR, else the user's cache folder. AUTOFT_CACHE_BYTES bounds what this process keeps there.
+
+    Raises:
+        ConfigError: AUTOFT_CACHE_BYTES is no size.
+    """
+    from autoft.data.room import limit_cache, read_size
+
+    limit = os.environ.get("AUTOFT_CACHE_BYTES", "").strip()
+    limit_cache(read_size(limit, "AUTOFT_CACHE_BYTES") if limit else None)
     return Path(os.environ.get("AUTOFT_CACHE_DIR") or platformdirs.user_cache_path("autoft") / "images").expanduser()
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoft.data.sets import ImageSet
+from autoft.data.streamed import StreamedImages
 
 FORMAT_VERSION = 1
 HASH_NAME = f"phash, imagehash {imagehash.__version__}"
@@ -67,7 +68,7 @@ def print_of(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), int(brightest) - int(darkest)  # type: ignore[arg-type]
 
 
-def _compute(images: NDArray[np.uint8], progress: Callable[[int, int], None] | None) -> NDArray[np.uint64]:
+def _compute(images: NDArray[np.uint8] | StreamedImages, progress: Callable[[int, int], None] | None) -> NDArray[np.uint64]:
     """(2, n): hashes, contrasts."""
     table = np.empty((2, len(images)), dtype=np.uint64)
 

@@ -3,10 +3,14 @@
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from autoft.data.streamed import StreamedImages
 
 
 class Split(enum.StrEnum):
@@ -87,7 +91,7 @@ class PixelSpec:
 class ImageSet:
     """The decoded examples of one data set.
 
-    images: (n, side, side, 3) uint8, memory-mapped and read-only.
+    images: (n, side, side, 3) uint8, memory-mapped and read-only; or, of a set the cache has no room for, decoded whenever some are asked for.
     labels: (n,) int64, rows of the study's class table, or of `projection` where there is one.
     class_count: number of classes the labels run over.
     groups: (n,) int64 into `group_names`, sorted by name, -1 for an example in no group; None without groups.
@@ -100,7 +104,7 @@ class ImageSet:
     """
 
     field: str
-    images: NDArray[np.uint8]
+    images: "NDArray[np.uint8] | StreamedImages"
     labels: NDArray[np.int64]
     class_count: int
     groups: NDArray[np.int64] | None

@@ -1,7 +1,8 @@
 """The data sets of a study, checked against each other and loaded."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +13,24 @@ from PIL import Image
 
 from autoft.config import CorruptionsConfig, DataConfig, DatasetBase
 from autoft.data.arrays import forget_arrays
-from autoft.data.cache import BadImage, Decoded, Edit, load_decoded
+from autoft.data.cache import BadImage, Decoded, Request, is_kept, is_known, load_decoded
 from autoft.data.classes import class_rows, class_table, unknown_class
 from autoft.data.corruptions import CORRUPTIONS, PACKAGE, check_library, chosen_corruption, corrupted, library_versions
 from autoft.data.layouts import open_listing
 from autoft.data.pools import pool_projection, pool_rows, refuse_pools
+from autoft.data.room import cache_limit, choose, entries, readable
 from autoft.data.selection import drawn, halved, sliced
 from autoft.data.sets import ClassTable, ImageSet, Listing, PixelSpec, Split, StudyData
+from autoft.data.streamed import Edit, StreamedImages
 from autoft.errors import DataError
 
 # TRAIN is kept this much larger than the model's input, so that random crops have pixels to choose from.
 TRAIN_MARGIN = 1.25
 # With `on_bad_image: skip`, the part of a set's images that may be left out; one image may be in any set.
 MAX_SKIPPED = 0.01
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()  # which streamed sets this process has told of
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ def load_image_set(
     Raises:
         DataError: naming field and value; also if a class is none of `classes`.
     """
-    return _load(_select(dataset, open_listing(dataset, field), classes, templates), pixels, cache_dir, progress, skip_bad)[1]
+    selected = _select(dataset, open_listing(dataset, field), classes, templates)
+    return _image_set(*_without(selected, load_decoded(_request(selected, pixels, skip_bad), cache_dir, progress)))
 
 
 def load_study_data(
@@ -102,6 +109,7 @@ def load_study_data(
 
     Args:
         size, interpolation, resize_mode: how the model wants its images; see `PixelSpec`.
+        cache_dir: where decoded images are kept. Sets it has no room for are streamed; see `autoft.data.room.choose`.
         splits: names of the sets to load: train, val_id, val_ood and names of test sets. None: all.
         progress: called with (field, images done, images in all) while decoding.
 
@@ -109,17 +117,93 @@ def load_study_data(
         DataError: naming field and value. Nothing is decoded before every wanted set is listed and its labels are checked.
     """
     classes, selected = _select_all(data, splits)
+    requests = _requests(data, selected, PixelSpec(size, interpolation, resize_mode))
+    chosen, limit = _chosen(requests, cache_dir)
+    missing = {request.name: request.disk_bytes for request in requests.values() if request.name in chosen and not is_kept(request, cache_dir)}
     loaded: dict[str, ImageSet] = {}
-    for field, item in selected.items():
-        pixels = PixelSpec(size, interpolation, resize_mode, TRAIN_MARGIN if field == "data.train" else 1.0)
+    for field, request in requests.items():
         report = None if progress is None else _for_field(progress, field)
-        selected[field], loaded[field] = _load(item, pixels, cache_dir, report, data.on_bad_image == "skip")
+        missing.pop(request.name, None)
+        decoded = load_decoded(request, cache_dir, report, may_keep=request.name in chosen, others=chosen, reserved=sum(missing.values()))
+        if isinstance(decoded.images, StreamedImages) and request.digests_name not in _told:
+            _told.add(request.digests_name)
+            logger.warning("%s is streamed: %s", field, too_large(request.nbytes, limit), extra={"action": "stream", "field": field})
+        selected[field], decoded = _without(selected[field], decoded)
+        loaded[field] = _image_set(selected[field], decoded)
     forget_arrays()
     tests = {name: (split, loaded[field]) for name, split, field in _tests(data) if field in loaded}
     # Who asks for some splits only knows which; making everyone else handle None would say less.
     train, val_id, val_ood = (cast(ImageSet, loaded.get(f"data.{name}")) for name in ("train", "val_id", "val_ood"))
     drawn_by_field = {field: item.drawn for field, item in selected.items() if item.drawn is not None}
     return StudyData(classes, train, val_id, val_ood, tests, drawn_by_field)
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """What loading a set would do.
+
+    name: train, val_id, val_ood or a test set's.
+    nbytes: of its decoded images.
+    how: "cached": they are in the cache; "decoded": they will be, into the cache; "streamed": they will be read from the set's files each time.
+    known: whether nothing has to be decoded before work starts.
+    why: how `how` was chosen, for a person.
+    """
+
+    name: str
+    images: int
+    nbytes: int
+    how: str
+    known: bool
+    why: str
+
+
+def plan_study_data(data: DataConfig, size: int, interpolation: str, resize_mode: str, cache_dir: Path) -> list[SetPlan]:
+    """What `load_study_data` would do with each set of a study, in its order. Nothing is decoded.
+
+    Raises:
+        DataError: as `check_study_data`.
+    """
+    _, selected = _select_all(data, None)
+    requests = _requests(data, selected, PixelSpec(size, interpolation, resize_mode))
+    chosen, limit = _chosen(requests, cache_dir)
+    plans = []
+    for field, request in requests.items():
+        if request.name not in chosen:
+            how, known, why = "streamed", is_known(request, cache_dir), too_large(request.nbytes, limit)
+        elif is_kept(request, cache_dir):
+            how, known, why = "cached", True, "in the image cache"
+        else:
+            how, known, why = "decoded", False, "not in the image cache yet, which has room for it"
+        plans.append(SetPlan(field.split(".", 2)[-1], len(request.examples), request.nbytes, how, known, why))
+    forget_arrays()
+    return plans
+
+
+def too_large(nbytes: int, limit: int) -> str:
+    """Why a set is streamed, for a person."""
+    room = "the image cache" if nbytes > limit else "what other sets leave of the image cache"
+    return f"decoded it takes {readable(nbytes)}, more than {room} ({readable(limit)}; AUTOFT_CACHE_BYTES)"
+
+
+def _requests(data: DataConfig, selected: Mapping[str, _Selected], pixels: PixelSpec) -> dict[str, Request]:
+    """The pixels of each set, by field."""
+    margins = {"data.train": TRAIN_MARGIN}
+    return {
+        field: _request(item, replace(pixels, margin=margins.get(field, 1.0)), data.on_bad_image == "skip") for field, item in selected.items()
+    }
+
+
+def _chosen(requests: Mapping[str, Request], cache_dir: Path) -> tuple[set[str], int]:
+    """Names of the cache entries of the sets that are kept there, and the bytes it may have in all.
+
+    Sets that are scored again and again come first, since each time all of their images are read; then TRAIN, of which a trial reads some;
+    then the test sets.
+    """
+    first = ["data.val_ood", "data.val_id", "data.train"]
+    order = sorted(requests, key=lambda field: first.index(field) if field in first else len(first))
+    there = entries(cache_dir)
+    limit = cache_limit(cache_dir, sum(entry.nbytes for entry in there))
+    return choose([(requests[field].name, requests[field].disk_bytes) for field in order], there, limit), limit
 
 
 def check_study_data(data: DataConfig) -> list[dict[str, Any]]:
@@ -206,28 +290,19 @@ def _select(dataset: DatasetBase, listing: Listing, classes: ClassTable, templat
     return replace(selected, examples=np.repeat(selected.examples, n), rows=np.repeat(selected.rows, n))
 
 
-def _load(
-    selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None, skip_bad: bool
-) -> tuple[_Selected, ImageSet]:
-    """Decode what was selected; the selection without the images that were skipped, and the set."""
-    decoded = _decode(selected, pixels, cache_dir, progress, skip_bad)
-    selected = _without(selected, decoded)
-    return selected, _image_set(selected, decoded)
-
-
-def _decode(selected: _Selected, pixels: PixelSpec, cache_dir: Path, progress: Callable[[int, int], None] | None, skip_bad: bool) -> Decoded:
+def _request(selected: _Selected, pixels: PixelSpec, skip_bad: bool) -> Request:
     corruptions = selected.dataset.corruptions
     versions = None if corruptions is None else library_versions()
     description = {"dataset": selected.dataset.model_dump(mode="json"), "classes": selected.keys, "corruptions": versions}
     edit = None if corruptions is None else _corrupt(corruptions, selected.listing.field)
     may_skip = max(1, int(MAX_SKIPPED * len(np.unique(selected.examples)))) if skip_bad else 0
-    return load_decoded(selected.listing, selected.examples, pixels, cache_dir, description, progress, edit, may_skip)
+    return Request(selected.listing, selected.examples, pixels, description, edit, may_skip)
 
 
-def _without(selected: _Selected, decoded: Decoded) -> _Selected:
+def _without(selected: _Selected, decoded: Decoded) -> tuple[_Selected, Decoded]:
     """The selection without the images that were skipped. Raises DataError if a class has none left."""
     if not decoded.skipped:
-        return selected
+        return selected, decoded
     kept = decoded.kept(selected.examples)
     gone = sorted(set(selected.rows.tolist()) - set(selected.rows[kept].tolist()))
     if gone:
@@ -236,7 +311,7 @@ def _without(selected: _Selected, decoded: Decoded) -> _Selected:
             f"{selected.listing.field}: no image of class {selected.names[gone[0]]} can be used, and data.on_bad_image = skip does not drop "
             f"classes. Of {len(decoded.skipped)} bad images the first is {first.id}: {first.reason}"
         )
-    return replace(selected, examples=selected.examples[kept], rows=selected.rows[kept])
+    return replace(selected, examples=selected.examples[kept], rows=selected.rows[kept]), decoded
 
 
 def _image_set(selected: _Selected, decoded: Decoded) -> ImageSet:

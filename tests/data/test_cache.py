@@ -13,7 +13,7 @@ import autoft.data.cache as cache_module
 import autoft.data.files as files_module
 import autoft.data.pixels as pixels_module
 from autoft.data import ImageSet, PixelSpec, load_image_set, open_listing, resolve_classes
-from autoft.data.cache import load_decoded
+from autoft.data.cache import Request, load_decoded
 from autoft.errors import DataError
 from tests.data.make import encoded, folder, picture, study, write_folder
 
@@ -45,7 +45,7 @@ def load(source: Path, cache: Path, spec: PixelSpec = SPEC, **options: object) -
 
 
 def entry(cache: Path) -> Path:
-    (found,) = (path for path in cache.iterdir() if path.is_dir())
+    (found,) = (path for path in cache.iterdir() if path.is_dir() and path.name != ".marks")
     return found
 
 
@@ -97,7 +97,7 @@ def test_other_pixels_or_examples_are_another_entry(source: Path, tmp_path: Path
 def test_a_selection_that_changed_for_other_reasons_is_another_entry(source: Path, tmp_path: Path) -> None:
     """As a balanced draw does when captions are read by other templates."""
     listing = open_listing(folder(source), "data.train")
-    first, second = (load_decoded(listing, np.array(examples), SPEC, tmp_path / "cache", {}) for examples in ([0, 1], [2, 3]))
+    first, second = (load_decoded(Request(listing, np.array(examples), SPEC, {}), tmp_path / "cache") for examples in ([0, 1], [2, 3]))
     assert not np.array_equal(first.images, second.images)
 
 
@@ -190,7 +190,7 @@ def test_a_build_that_failed_leaves_nothing_behind(source: Path, tmp_path: Path)
     file.write_bytes(good[: len(good) // 2])
     with pytest.raises(DataError, match=r"data\.train: image bee/02\.png is corrupt or truncated"):
         load(source, tmp_path / "cache")
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path.name != ".marks"]
     file.write_bytes(good)
     assert len(load(source, tmp_path / "cache")) == 7
 
