@@ -6,13 +6,15 @@ and the best. See docs/adr/0015-bounded-history.md.
 
 import math
 from bisect import insort
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from optuna.distributions import BaseDistribution
+from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-NEWEST = 1000
+NEWEST = 500
 BEST = 100  # TPE's good group is the best tenth, and at most 25: Optuna's `default_gamma`, Watanabe 2023 (arXiv 2304.11127), section 3.1
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -44,7 +46,9 @@ class History:
 
     def view(self, study: Study) -> "StudyView":
         """The study as a sampler is to see it."""
-        return StudyView(study, self.chosen(study), self._newest_limit)
+        chosen = self.chosen(study)
+        space = self._space if self._seen else intersection_search_space(chosen, include_pruned=True)
+        return StudyView(study, chosen, self._newest_limit, space or {})
 
     def chosen(self, study: Study) -> list[FrozenTrial]:
         """The finished trials to look at, by number. Visits only what ended since the last call, where the storage tells."""
@@ -54,6 +58,7 @@ class History:
         else:
             of, ended = None, study._get_trials(deepcopy=False, states=FINISHED)
             if len(ended) <= self._newest_limit:
+                self._forget(None)
                 return ended
         if of is None or of != self._of:
             self._forget(of)
@@ -70,12 +75,16 @@ class History:
     def _forget(self, of: tuple[int, int] | None) -> None:
         self._of: tuple[int, int] | None = of
         self._seen = 0
+        self._space: dict[str, BaseDistribution] | None = None  # what all finished trials have in common, those that are not kept included
         self._newest: list[tuple[int, FrozenTrial]] = []
         self._best: list[tuple[Key, FrozenTrial]] = []
         self._front: dict[int, FrozenTrial] = {}
         self._kept = []
 
     def _add(self, trial: FrozenTrial, directions: Sequence[StudyDirection]) -> None:
+        theirs = trial.distributions
+        common = theirs if self._space is None else self._space
+        self._space = {name: kind for name, kind in common.items() if theirs.get(name) == kind}
         insort(self._newest, (trial.number, trial), key=_first)
         del self._newest[: -self._newest_limit]
         if len(directions) == 1:
@@ -83,9 +92,9 @@ class History:
             del self._best[self._best_limit :]
         elif trial.state == TrialState.COMPLETE:
             losses = _losses(trial, directions)
-            theirs = {number: _losses(other, directions) for number, other in self._front.items()}
-            if not any(_dominates(other, losses) for other in theirs.values()):
-                self._front = {number: other for number, other in self._front.items() if not _dominates(losses, theirs[number])}
+            others = {number: _losses(other, directions) for number, other in self._front.items()}
+            if not any(_dominates(other, losses) for other in others.values()):
+                self._front = {number: other for number, other in self._front.items() if not _dominates(losses, others[number])}
                 self._front[trial.number] = trial
 
 
@@ -95,10 +104,12 @@ class StudyView:
     Args:
         finished: its finished trials, by number.
         running: how many of its running trials, those with the highest numbers, are listed too.
+        search_space: the parameters all its finished trials have in common.
     """
 
-    def __init__(self, study: Study, finished: Sequence[FrozenTrial], running: int) -> None:
+    def __init__(self, study: Study, finished: Sequence[FrozenTrial], running: int, search_space: Mapping[str, BaseDistribution]) -> None:
         self._study, self._finished, self._running_limit = study, finished, running
+        self.search_space = search_space
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)

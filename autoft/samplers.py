@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.config import SearchConfig, StudyConfig
 from autoft.history import History
 from autoft.hyperband import IndexedHyperband
+from autoft.tpe import FlatTPE, Rows
 from autoft.trial import report_steps
 
 # GP's cost grows with the cube of the trials it sees. Points of one quasi-random sequence are counted, and independent draws look at nothing.
@@ -37,6 +38,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
 
     def __init__(self, config: SearchConfig, history: History | None = None) -> None:
         self._config = config
+        self._rows = Rows()
         self._history = history or _HISTORIES[config.sampler]()
         self._inner: optuna.samplers.BaseSampler = self._make(0)
 
@@ -51,7 +53,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "tpe":
-                return optuna.samplers.TPESampler(seed=seed)
+                return FlatTPE(seed, self._rows)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "qmc":

@@ -103,7 +103,10 @@ class OwnerStorage(_CachedStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         with self._turn:
             known = self._current(study_id)
-            trial = self._backend._create_new_trial(study_id, template_trial) if template_trial else self._new_trial(study_id, len(known.trials))
+            if template_trial is None:
+                trial = self._new_trial(study_id, len(known.trials))
+            else:
+                trial = self._backend.get_trial(self._backend.create_new_trial(study_id, template_trial))
             with self._memory:
                 self._study_of[trial._trial_id] = study_id
                 known.put(trial)

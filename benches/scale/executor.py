@@ -97,11 +97,10 @@ class SimulatedExecutor:
             return
         now = self._now()
         since = self._free.popleft()
-        if not self.is_done:
-            self._idle += now - since
         self.submitted += 1
         if self.submitted == self._limit:
             self._ended_at = now
+        self._idle += max(0.0, (now if self._ended_at is None else self._ended_at) - since)
         self._start(job, now, done=0.0)
 
     def poll(self, timeout_seconds: float) -> list[Event]:

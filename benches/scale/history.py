@@ -148,7 +148,7 @@ def _finish(trial: FrozenTrial, study: Any, pruner: optuna.pruners.BasePruner, s
             state = TrialState.PRUNED
             break
     last = trial.last_step or 0
-    details: dict[str, Any] = {"worker": "simulated", "seconds": 60.0 * last / steps[-1], "samples": 64 * last}
+    details: dict[str, Any] = {"worker": "simulated", "seconds": 60.0 * last / steps[-1], "samples": 64 * last, "attempts": 1}
     if state == TrialState.COMPLETE:
         details |= {"ci_low": score - 0.02, "ci_high": score + 0.02}
     trial.user_attrs["run"] = details

@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,8 @@ def run_case(case: Case, url: StorageURL, config: StudyConfig, folder: Path) -> 
             started.update(cpu=time.process_time(), seconds=time.perf_counter() - began, rows=_rows(url), bytes=_bytes(url))
 
         executor.begin(begin)
-        with meter.installed(handle.study):
-            try:
-                Coordinator(config, handle.study, executor, journal, lambda event: None, lambda: executor.is_done).run()
-            except Interrupted:
-                pass
+        with meter.installed(handle.study), suppress(Interrupted):
+            Coordinator(config, handle.study, executor, journal, lambda event: None, lambda: executor.is_done).run()
         cpu = time.process_time() - started["cpu"]
         connections = _scalar(url, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
         rows, size = _rows(url), _bytes(url)
