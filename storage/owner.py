@@ -24,6 +24,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
 from storage.changes import Change, write_changes
+from storage.reading import read_trials
 
 
 @dataclass
@@ -95,6 +96,9 @@ class OwnerStorage(_CachedStorage):
         with self._memory:
             for known in self._known.values():
                 known.certain = False
+
+    def answered(self) -> None:
+        """Called whenever the database has answered within a call that asks it more than once."""
 
     def finished_trials(self, study_id: int) -> Sequence[FrozenTrial]:
         """Every finished trial, failed ones included, in the order in which it ended: a list that only grows. Not to be changed."""
@@ -211,10 +215,11 @@ class OwnerStorage(_CachedStorage):
         if known.certain:
             return known
         with self._turn:
-            read = self._backend._get_trials(study_id, None, set(known.unfinished), max(known.trials, default=-1))
-            with self._memory:
-                for trial in read:
-                    self._study_of[trial._trial_id] = study_id
-                    known.put(trial)
-                known.certain = True
+            for trials in read_trials(self._backend, study_id, list(known.unfinished), max(known.trials, default=-1)):
+                with self._memory:
+                    for trial in trials:
+                        self._study_of[trial._trial_id] = study_id
+                        known.put(trial)
+                self.answered()
+            known.certain = True
         return known

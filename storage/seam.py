@@ -120,6 +120,11 @@ class GuardedStorage(OwnerStorage):
         """Monotonic time since when a call waits for the database; None: none does."""
         return min(list(self._busy.values()), default=None)
 
+    def answered(self) -> None:
+        """A call that goes on counts as one that has just begun."""
+        if threading.get_ident() in self._busy:
+            self._busy[threading.get_ident()] = time.monotonic()
+
     def forget_session(self, with_connection: bool) -> None:
         with suppress(*FOREIGN_ERRORS):  # where the connection is lost, so is what it had begun
             self._backend.remove_session()
