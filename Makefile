@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-slow mutants chaos chaos-full lint fuzz audit bench bench-smoke bench-methods bench-together bench-gpu results-autoft results-methods docs clean
+.PHONY: demo test test-slow mutants chaos chaos-full lint fuzz audit bench bench-smoke bench-methods bench-scale bench-together bench-gpu results-autoft results-methods docs clean
 
 demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minutes
 	$(BIN)/autoft demo
@@ -51,6 +51,9 @@ bench-gpu: $(READY)  ## on a GPU: trials against the pure compiled step and the 
 
 bench-together: $(READY)  ## several trials as one program against one after the other (needs ../shared for the larger model)
 	$(BIN)/python -m benches.together
+
+bench-scale: $(READY)  ## the coordinator before simulated workers, 1 to 4,096, and histories of up to 10,000 trials; about 10 minutes
+	$(BIN)/python -m benches.scale
 
 results-autoft: $(READY)  ## AutoFT and its baselines on three shifts; resumable, over an hour; writes docs/results/autoft.md (needs ../shared)
 	$(BIN)/python -m benches.results_autoft

@@ -16,6 +16,7 @@ from autoft.config import StudyConfig
 from autoft.errors import StorageUnavailable
 from autoft.journal import Entry, Journal
 from autoft.lifeline import Outage
+from autoft.one_write import one_write
 from autoft.search_space import sample_hyperparameters
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ def study_id(study: Study) -> str:
 
 def tell(study: Study, trial: Trial, entry: Entry) -> None:
     """Write a journal entry to a RUNNING trial of the study; does nothing to one that has been told."""
+    with one_write(study._storage):
+        _tell(study, trial, entry)
+
+
+def _tell(study: Study, trial: Trial, entry: Entry) -> None:
     details = {name: value for name, value in entry.details.items() if name != FAILURE_ATTRIBUTE}
     try:
         trial.set_user_attr(RUN_ATTRIBUTE, details)

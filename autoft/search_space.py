@@ -21,6 +21,7 @@ from autoft.config import (
     Start,
     Trained,
 )
+from autoft.one_write import one_write
 
 FIXED_ATTRIBUTE = "autoft:fixed"  # of a trial that was enqueued: its name and hyperparameters, which may lie outside the space
 
@@ -126,7 +127,8 @@ def sample_hyperparameters(trial: Suggesting, space: SearchSpaceConfig) -> Hyper
     A frozen trial's suggest methods return what the trial was run with, so nobody has to read `best_params`. An enqueued trial has
     its own hyperparameters noted on it; its parameters are the nearest point of the space, from which the sampler learns.
     """
-    drawn = _draw(trial, space)
+    with one_write(getattr(trial, "storage", None)):  # a frozen trial has none, and writes nothing
+        drawn = _draw(trial, space)
     fixed = trial.user_attrs.get(FIXED_ATTRIBUTE)
     return drawn if fixed is None else Hyperparameters.from_dict(fixed["hyperparameters"])
 

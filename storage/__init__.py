@@ -9,6 +9,7 @@
     pulse.py        signs of life, other people's wishes, outages
     watchdog.py     ends a call to a database that is frozen
     control.py      wish something of a study
+    owner.py        what the owner of a study knows of its trials without asking; changes.py: what it writes to one; reading.py
     studies.py      open a study to run it, or load it to read it
     summaries.py    the list of studies
     dashboard.py    the stock optuna-dashboard; not imported here, because importing it takes a second

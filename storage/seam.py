@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +15,9 @@ import optuna
 import psycopg2
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
 
 from autoft.errors import StorageError, StorageUnavailable, StudyNotFound
+from storage.owner import OwnerStorage
 from storage.urls import StorageURL
 
 FOREIGN_ERRORS: tuple[type[Exception], ...] = (
@@ -59,7 +60,7 @@ def storage_errors(url: StorageURL | None = None) -> Iterator[None]:
 
 
 def guarded(database: RDBStorage, url: StorageURL) -> GuardedStorage:
-    """Optuna's cached storage over `database`, whose calls raise our errors, and after an error begin with a clean session."""
+    """The owner's storage over `database`, whose calls raise our errors, and after an error begin with a clean session."""
     return GuardedStorage(database, url)
 
 
@@ -83,34 +84,46 @@ def _reason(error: BaseException, url: StorageURL | None) -> str:
 
 
 def _translated(name: str) -> Callable[..., Any]:
-    method = getattr(_CachedStorage, name)
+    method = getattr(OwnerStorage, name)
 
     @functools.wraps(method)
     def call(self: GuardedStorage, *args: Any, **kwargs: Any) -> Any:
-        self.busy_since = time.monotonic()
+        began = self._busy.setdefault(threading.get_ident(), now := time.monotonic())
         try:
             with storage_errors(self.url):
                 return method(self, *args, **kwargs)
         except StorageError as error:
             self.forget_session(with_connection="read-only transaction" in str(error))
+            self.doubt()
             raise
         except KeyError as error:
             if name == "get_study_id_from_name" or "does not exist" not in str(error):
                 raise
             raise StudyNotFound(f"the study was deleted from {self.url.safe} while this process ran it") from None
         finally:
-            self.busy_since = None
+            if began is now:  # a call within another leaves the outer one's time
+                self._busy.pop(threading.get_ident(), None)
 
     return call
 
 
-class GuardedStorage(_CachedStorage):
+class GuardedStorage(OwnerStorage):
     """See `guarded`."""
 
     def __init__(self, database: RDBStorage, url: StorageURL) -> None:
         super().__init__(database)
         self.url = url
-        self.busy_since: float | None = None  # monotonic time since when a call waits for the database
+        self._busy: dict[int, float] = {}  # thread -> when its call began
+
+    @property
+    def busy_since(self) -> float | None:
+        """Monotonic time since when a call waits for the database; None: none does."""
+        return min(list(self._busy.values()), default=None)
+
+    def answered(self) -> None:
+        """A call that goes on counts as one that has just begun."""
+        if threading.get_ident() in self._busy:
+            self._busy[threading.get_ident()] = time.monotonic()
 
     def forget_session(self, with_connection: bool) -> None:
         with suppress(*FOREIGN_ERRORS):  # where the connection is lost, so is what it had begun
@@ -119,5 +132,5 @@ class GuardedStorage(_CachedStorage):
             self._backend.engine.dispose()
 
 
-for _name in BaseStorage.__abstractmethods__ | {"get_best_trial", "get_n_trials"}:
+for _name in BaseStorage.__abstractmethods__ | {"get_best_trial", "get_n_trials", "finished_trials", "write"}:
     setattr(GuardedStorage, _name, _translated(_name))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-HANG_SECONDS = 60.0  # longer than any call of a study takes; reading ten thousand trials takes ten
+HANG_SECONDS = 60.0  # longer than any answer takes; ten thousand trials are read in slices of 500
 _LOOK_SECONDS = 1.0
 
 
