@@ -41,14 +41,14 @@ HERE = Path(__file__).parents[1]
 IDLE = Case(512, 60.0, 3000, 640)
 LONGEST = Case(64, 60.0, 10_000, 200)
 CASES = [
-    *(Case(workers, 60.0, 3000, 150) for workers in (1, 8, 64)),
     IDLE,
+    LONGEST,
+    *(Case(workers, 60.0, 3000, 150) for workers in (1, 8, 64)),
     Case(4096, 60.0, 3000, 300),
     *(Case(workers, 1.0, 1000, 150) for workers in (1, 8, 64)),
     Case(512, 600.0, 3000, 150),
     Case(4096, 600.0, 3000, 300),
     *(Case(64, 60.0, history, 200) for history in (100, 1000)),
-    LONGEST,
 ]
 SMALL = [Case(2, 1.0, 30, 6), Case(4, 60.0, 30, 8)]
 STUDY_FILE: dict[str, Any] = {

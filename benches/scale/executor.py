@@ -1,8 +1,7 @@
 """Simulated workers on a simulated clock, behind the `Executor` protocol.
 
-Trials take simulated seconds and cost nothing. What the coordinator does between two polls takes real time, and that is added to the clock; so is
-the time it takes where it works in the background while workers are free. Waiting for a trial takes no real time: the clock jumps. A coordinator
-that works ahead in a thread therefore gets less time to do so than it would have in truth, never more.
+Trials take simulated seconds and cost nothing. What the coordinator does between two polls takes real time, and that is added to the clock. Where it
+has nothing to do and waits for a trial, no real time passes: the clock jumps.
 """
 
 import heapq
@@ -75,6 +74,11 @@ class SimulatedExecutor:
         return self._workers
 
     @property
+    def ahead(self) -> int:
+        """As `RayExecutor`'s."""
+        return 1 + self._workers // 16
+
+    @property
     def is_done(self) -> bool:
         """Whether the awaited jobs have come."""
         return self.submitted >= self._limit
@@ -105,13 +109,15 @@ class SimulatedExecutor:
 
     def poll(self, timeout_seconds: float) -> list[Event]:
         """What has happened by now, or next."""
+        if not self._began and timeout_seconds == 0:  # the coordinator still hands out the trials to begin with
+            return []
         if not self._began:
             self._begin()
         else:
             now = self._now()
             self.coordinator_seconds += now - self._clock
             self._clock = now
-        if not self._due or self._due[0][0] > self._clock:
+        if timeout_seconds > 0 and (not self._due or self._due[0][0] > self._clock):  # else the coordinator has more to do, in real time
             if self._free and not self.is_done:
                 before = self._wall()
                 self._wait(_WAIT_SECONDS)

@@ -100,7 +100,7 @@ class _Starting(SimulatedExecutor):
         self._on_begin = call
 
     def poll(self, timeout_seconds: float) -> Any:
-        if not self._began:
+        if not self._began and timeout_seconds > 0:
             self._on_begin()
         return super().poll(timeout_seconds)
 
