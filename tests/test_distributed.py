@@ -298,6 +298,7 @@ def curve(folder: Path) -> list[float]:
     return [epoch[name] for epoch in found["epochs"] for name in ("train_loss", "val_id")]
 
 
+@pytest.mark.slow
 def test_stages_in_two_processes_and_stopped_in_the_middle_of_an_epoch(study: tuple[Workspace, Path]) -> None:
     """Stopped at step 2 of 8 in two processes, at 6 in three, ended by one: the curve is an undisturbed one's."""
     alone, _ = run_stages_in(study, "alone", 1)
