@@ -38,14 +38,14 @@ def main() -> None:
             print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1], flush=True)
 
 
-def steps(count: int, keep: bool) -> dict[str, float]:
-    """Train on random images; figures a step, of the calling thread."""
+def steps(count: int, keep: bool, batch: int = 64) -> dict[str, float]:
+    """Train on batches of random images; figures a step, of the calling thread."""
     torch.set_num_threads(1)
     if keep:
         keep_freed_memory()
     layers = [nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()) for width in (3, 32, 32)]
     net = nn.Sequential(*layers)
-    images = torch.randn(16, 3, 64, 64)
+    images = torch.randn(batch, 3, 64, 64)
     for step in range(WARM_UP + count):
         if step == WARM_UP:
             before = resource.getrusage(resource.RUSAGE_THREAD)
