@@ -36,10 +36,14 @@ lint: $(READY)  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## measure the overhead of a trial; writes benches/records/ and benches/latest.json
+bench: $(READY)  ## overhead of a trial, start-up, peers, pruning, scale: hours on 2 cores; writes benches/records/ and benches/latest.json
 	$(BIN)/python -m benches.trial_overhead
+	$(BIN)/python -m benches.startup
+	$(BIN)/python -m benches.peers
+	$(BIN)/python -m benches.pruning
+	$(BIN)/python -m benches.scale
 
-bench-smoke: $(READY)  ## the same program on a few trials, without writing a record
+bench-smoke: $(READY)  ## the first of these on a few trials, without writing a record
 	$(BIN)/python -m benches.trial_overhead --trials 2 --dry-run
 
 bench-methods: $(READY)  ## cost of each method's step, memory and optimizer state against plain fine-tuning (needs ../shared)

@@ -3,12 +3,12 @@
 Three figures, each a ratio of things measured in turns within one run on the PACS study (16 steps, batch 64, the paper's whole search
 space, Postgres):
 
-    overhead_in_process   seconds a trial, in-process executor / seconds a bare trial, same process, median over pairs
+    overhead_in_process   seconds a trial, in-process executor / seconds a bare trial, same process, ratio of medians over blocks
     overhead_ray          the same through Ray with one worker
     scaling_2_workers     trials per second of two one-thread Ray workers / of two one-thread bare loops side by side
 
-A service trial is timed from the end of the trial before it to its own end, so that asking, telling, journal and database count.
-After each service trial the same hyperparameters run once in the bare loop, while the workers idle.
+Service trials run in blocks of five, each a search from its first question to its last word to the database, so that asking, telling, journal
+and database count. After each block the same hyperparameters run in the bare loop, while the workers idle.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from benches.bare_loop import Hot, bare_trial, load_hot
 from benches.figures import CORES, HERE, hardware, spread, write
 from storage import embedded_url, open_study
 
+BLOCK = 5  # trials
 FIGURES = ["overhead_in_process", "scaling_2_workers", "overhead_ray"]
 
 
@@ -86,35 +87,29 @@ def hot_inputs(config: StudyConfig, cache: Path) -> Hot:
 
 
 def measure_pairs(config: StudyConfig, args: argparse.Namespace, cache: Path, make: Callable[..., Executor]) -> dict[str, Any]:
-    """Service and bare trials in turns, the same hyperparameters in both."""
+    """Blocks of service trials and of bare ones in turns, the same hyperparameters in both; nothing else runs meanwhile."""
     torch.set_num_threads(args.threads)
     hot = hot_inputs(config, cache)
-    service: list[float] = []
-    bare: list[float] = []
-    clock = [0.0]
-
-    def observe(event: dict[str, Any]) -> None:
-        if event["event"] != "trial_ended":
-            return
-        service.append(time.perf_counter() - clock[0])
-        hyperparameters = coordinator._last  # type: ignore[attr-defined]
-        torch.set_num_threads(args.threads)
-        started = time.perf_counter()
-        _bare(hot, config, hyperparameters)
-        clock[0] = time.perf_counter()
-        bare.append(clock[0] - started)
-
-    n = args.trials + 1  # the first warms up and is dropped
-    config = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": n})})
+    blocks, size = max(1, args.trials // BLOCK), min(BLOCK, args.trials)
     executor = make(config, args, cache)
+    service, bare = list[float](), list[float]()
     with _study(config, cache) as (study, journal):
-        coordinator = _Watched(config, study, executor, journal, observe, lambda: False)
-        clock[0] = time.perf_counter()
-        coordinator.run()
+        for block in range(blocks + 1):  # the first block warms up and is dropped
+            part = config.model_copy(update={"search": config.search.model_copy(update={"n_trials": (block + 1) * size})})
+            coordinator = _Watched(part, study, executor, journal, lambda event: None, lambda: False)
+            started = time.perf_counter()
+            coordinator.run()
+            service.append((time.perf_counter() - started) / size)
+            torch.set_num_threads(args.threads)
+            started = time.perf_counter()
+            for hyperparameters in coordinator.ran:
+                _bare(hot, config, hyperparameters)
+            bare.append((time.perf_counter() - started) / size)
     _close(executor)
     ratios = [a / b for a, b in zip(service[1:], bare[1:], strict=True)]
     return {
         "value": statistics.median(service[1:]) / statistics.median(bare[1:]),
+        "trials_per_block": size,
         "paired_ratio": spread(ratios),
         "service_seconds": spread(service[1:]),
         "bare_seconds": spread(bare[1:]),
@@ -149,10 +144,14 @@ def measure_scaling(config: StudyConfig, args: argparse.Namespace, cache: Path) 
 
 
 class _Watched(Coordinator):
-    """Remembers the hyperparameters of the trial that ended last."""
+    """Remembers the hyperparameters of the trials that ended."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ran: list[Any] = []
 
     def _end(self, running: Any, *args: Any, **kwargs: Any) -> None:
-        self._last = running.job.hyperparameters
+        self.ran.append(running.job.hyperparameters)
         super()._end(running, *args, **kwargs)
 
 
