@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 def cli_page() -> str:
     """Help of every command."""
     os.environ["COLUMNS"] = "110"
-    from autoft.cli.main import build_parser
+    from autoft.cli.parser import build_parser
 
     parser = build_parser()
     actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoft.cli.evaluate import evaluate
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from autoft.config import StudyConfig, load_config
 from autoft.data.transforms import eval_transform
 from autoft.finetune import final_recipe, finetune

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autoft.cli.launch import check_flags
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from autoft.collective import ALONE, Collective, share, together
 from autoft.config import load_config
 from autoft.errors import AutoFTError, ClusterError, ConfigError, Interrupted

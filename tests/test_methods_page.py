@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from autoft.cli.finetune import _Given, _named_or_read
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from autoft.compare.plan import COMPARED, LR_FACTOR, SOUP_MEMBERS, default_methods, tuned_with
 from autoft.comparison.records import json_rows
 from autoft.config import METHOD_TERM_NAMES, Constraint, Knob, SearchSpaceConfig, load_config

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from autoft.cli.jobs import job_command, job_environment
-from autoft.cli.main import build_parser, main
+from autoft.cli.main import main
+from autoft.cli.parser import build_parser
 from autoft.cli.worker import offered
 from autoft.config import StudyConfig, load_config
 from autoft.errors import ClusterError, ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from benches.results_autoft import DATASETS, METHODS, ROWS, Cell, _cells, interval
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoft import __version__
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from tests.deploy.compose import OURS, ROOT, fill, load_compose, make_secrets
 from workers.cluster import OBJECT_STORE_BYTES
 from workers.node import STOP_SECONDS

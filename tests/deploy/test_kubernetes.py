@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from autoft import __version__
-from autoft.cli.main import build_parser
+from autoft.cli.parser import build_parser
 from tests.deploy.compose import DEPLOY, ROOT, load_compose
 
 FOLDER = DEPLOY / "kuberay"
