@@ -15,7 +15,6 @@ is counted whole though they share pages. The files are in the page cache: they 
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -40,9 +39,8 @@ from autoft.data.transforms import TrainTransform
 from autoft.finetune import batch_examples, step_generator
 from autoft.pipeline import package_versions
 from autoft.workspace import DeviceImages, configure_torch
+from benches.figures import CORES, HERE, hardware, write
 
-HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))
 WAYS = ("image_folder", "cache_first", "cache_second", "stream_first", "stream_second")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's OPENAI_DATASET_MEAN and _STD
 
@@ -63,11 +61,9 @@ def main() -> None:
         figures = {name: compare(folder, Path(work), args) for name, folder in folders.items()}
     print(table(figures))
     if not args.dry_run:
-        path = HERE / "records" / f"{time.strftime('%Y-%m-%d')}-decode-{args.device}.json"
         setting = {"size": args.size, "batch": args.batch, "threads": args.threads, "rounds": args.rounds, "made": args.made, "pixels": args.pixels}
-        record = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(args.device), "versions": package_versions(), "setting": setting, "figures": figures}
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {path}")
+        record = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware(args.device), "versions": package_versions(), "setting": setting, "figures": figures}
+        print(f"written to {write(record, f'decode-{args.device}', {})}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -221,11 +217,6 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
                 f"| {one['peak_bytes'] / 2**20:.0f} |"
             )
     return "\n".join(lines)
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    return {"machine": platform.machine(), "cores": CORES, "gpu": gpu, "system": platform.system()}
 
 
 if __name__ == "__main__":

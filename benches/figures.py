@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0))
 
@@ -24,7 +22,11 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     """The machine; its load averages over 1, 5 and 15 minutes are of the end, the benchmark's own work included."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    gpu = None
+    if device.startswith("cuda"):
+        import torch  # programs that need none are spared it
+
+        gpu = torch.cuda.get_device_name(device)
     return {"cpu": model, "cores": CORES, "machine": platform.machine(), "gpu": gpu, "load_average": list(os.getloadavg())}
 
 

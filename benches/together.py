@@ -12,7 +12,6 @@ are kept beside those on the clock, which other work on the machine disturbs mor
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -39,7 +38,7 @@ from autoft.together import wait
 from autoft.trial import trial_splits
 from autoft.vectorized import Stack
 from autoft.workspace import Workspace, configure_torch
-from benches.methods import CORES, HERE, _hardware, _spread
+from benches.figures import CORES, HERE, hardware, spread, write
 
 MODELS = ("demo", "pacs")
 COUNTS = (2, 4, 8)
@@ -123,9 +122,9 @@ def compare(alone: Workspace, together: Workspace, count: int, rounds: int, step
     return {
         "ratio": statistics.median(seconds["together"]) / statistics.median(seconds["alone"]),
         "ratio_cpu": statistics.median(cpu_seconds["together"]) / statistics.median(cpu_seconds["alone"]),
-        "paired_ratio": _spread(ratios),
-        "together_seconds": _spread(seconds["together"]),
-        "alone_seconds": _spread(seconds["alone"]),
+        "paired_ratio": spread(ratios),
+        "together_seconds": spread(seconds["together"]),
+        "alone_seconds": spread(seconds["alone"]),
     }
 
 
@@ -193,21 +192,18 @@ def _write(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     """A dated record, and the ratios by name in latest.json."""
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": _hardware(args.device),
+        "hardware": hardware(args.device),
         "versions": package_versions(),
         "setting": {"rounds": args.rounds, "steps_per_round": args.steps, "threads": args.threads, "device": args.device},
         "figures": figures,
     }
-    path = HERE / "records" / f"{record['date']}-together-{args.device.partition(':')[0]}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    latest = HERE / "latest.json"
-    known = json.loads(latest.read_text()) if latest.is_file() else {}
+    named: dict[str, float] = {}
     for model, found in figures.items():
         for count, figure in found["trials"].items():
-            known[f"together_{model}_{count}"] = round(figure["ratio"], 4)
+            named[f"together_{model}_{count}"] = figure["ratio"]
             if figure.get("memory"):
-                known[f"together_memory_{model}_{count}"] = round(figure["memory"], 4)
-    latest.write_text(json.dumps(known, indent=1) + "\n")
+                named[f"together_memory_{model}_{count}"] = figure["memory"]
+    write(record, f"together-{args.device.partition(':')[0]}", named)
 
 
 if __name__ == "__main__":

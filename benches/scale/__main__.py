@@ -19,8 +19,6 @@ The study is TPE with Hyperband and four reports a trial, over the paper's space
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import shutil
 import tempfile
 import time
@@ -33,11 +31,11 @@ import sqlalchemy
 from autoft.config import StudyConfig
 from autoft.config.reading import parse_config
 from autoft.pipeline import package_versions
+from benches.figures import HERE, hardware, write
 from benches.scale.measure import Case, ask_report_tell, fill, run_case
 from storage import StorageURL, embedded_url, leave_embedded
 from storage.tables import engine_of
 
-HERE = Path(__file__).parents[1]
 IDLE = Case(512, 60.0, 3000, 640)
 LONGEST = Case(64, 60.0, 10_000, 200)
 CASES = [
@@ -71,19 +69,19 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="small cases, printed; nothing is written")
     args = parser.parse_args()
     cases = SMALL if args.dry_run else [case for case in CASES if not args.only or _key(case) in args.only]
-    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "hardware": _hardware(), "versions": package_versions(), "note": args.note, "cases": {}}
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": package_versions(), "note": args.note, "figures": {}}
     folder = Path(tempfile.mkdtemp(prefix="autoft-scale-"))
     folder.chmod(0o755)  # the database's user passes through
     try:
         for case, figure in measure(cases, folder):
-            record["cases"][case.name] = figure
+            record["figures"][case.name] = figure
             print(case.name, json.dumps(figure, indent=1), flush=True)
             if not args.dry_run:
-                _write(record)
+                write(record, "scale", named(record["figures"]))
     finally:
         leave_embedded(folder / "home")
         shutil.rmtree(folder, ignore_errors=True)
-    print(table(record["cases"]))
+    print(table(record["figures"]))
 
 
 def measure(cases: list[Case], folder: Path) -> Any:
@@ -161,23 +159,6 @@ def _execute(url: StorageURL, statement: str) -> None:
 def _has_database(url: StorageURL, name: str) -> bool:
     with engine_of(url) as engine, engine.connect() as connection:
         return bool(connection.scalar(sqlalchemy.text("SELECT count(*) FROM pg_database WHERE datname = :name"), {"name": name}))
-
-
-def _hardware() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    load = list(os.getloadavg())  # 1, 5 and 15 minutes, at the beginning
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "gpu": None, "load_average": load}
-
-
-def _write(record: dict[str, Any]) -> None:
-    """A dated record, and the named figures in latest.json. Cases of the same day that were not measured again stay."""
-    path = HERE / "records" / f"{record['date']}-scale.json"
-    path.parent.mkdir(exist_ok=True)
-    before = json.loads(path.read_text())["cases"] if path.is_file() else {}
-    path.write_text(json.dumps({**record, "cases": {**before, **record["cases"]}}, indent=1) + "\n")
-    latest = HERE / "latest.json"
-    known = json.loads(latest.read_text()) if latest.is_file() else {}
-    latest.write_text(json.dumps(known | named(record["cases"]), indent=1) + "\n")
 
 
 if __name__ == "__main__":
