@@ -33,21 +33,21 @@ class CompiledTowers:
     """
 
     def __init__(self, model: ClipClassifier, backend: Backend | None) -> None:
-        self._model, self._backend = model, backend
+        self.model, self.backend = model, backend
         self._compiled: dict[str, Tower] = {}
 
     @property
     def active(self) -> bool:
         """Whether the towers are compiled, or will be at their first use."""
-        return self._backend is not None
+        return self.backend is not None
 
     def image_features(self, images: Tensor) -> Tensor:
         """`ClipClassifier.image_features` of a training step's batch."""
-        return self._tower("training", self._model.image_features)(images)
+        return self._tower("training", self.model.image_features)(images)
 
     def text_features(self, tokens: Tensor, most: int) -> Tensor:
         """`ClipClassifier.text_features` of a step's texts, of which there are at most `most`."""
-        tower = self._tower("texts", self._model.text_features)
+        tower = self._tower("texts", self.model.text_features)
         return _padded(tower, tokens, most) if self.active else tower(tokens)
 
     def evaluation(self, most: int) -> Tower:
@@ -56,8 +56,8 @@ class CompiledTowers:
         Compiled only for a model that trains: whoever scores one a few times would wait longer for the compiler than for the model.
         """
         if not self.active or "training" not in self._compiled:
-            return self._model.image_features
-        tower = self._tower("evaluation", self._model.image_features)
+            return self.model.image_features
+        tower = self._tower("evaluation", self.model.image_features)
         return lambda images: _padded(tower, images, most)
 
     def or_eager(self, compute: Callable[[], T], undo: Callable[[], None]) -> T:
@@ -74,17 +74,17 @@ class CompiledTowers:
             reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:300]}"
         # Out of the `except` block: the exception, which holds the frames that hold the tensors, is gone.
         undo()
-        self._backend = None
+        self.backend = None
         self._compiled.clear()
         found = compute()
         logger.warning("the model cannot be compiled on this machine and runs uncompiled, which is slower but gives the same: %s", reason)
         return found
 
     def _tower(self, name: str, function: Tower) -> Tower:
-        if self._backend is None:
+        if self.backend is None:
             return function
         if name not in self._compiled:
-            self._compiled[name] = torch.compile(_own_code(lambda batch: function(batch)), backend=self._backend, dynamic=False)
+            self._compiled[name] = torch.compile(_own_code(lambda batch: function(batch)), backend=self.backend, dynamic=False)
         return self._compiled[name]
 
 

@@ -130,7 +130,7 @@ class StepLoss:
 
         def tower(part: Tensor) -> tuple[Tensor, ...]:
             if compiled and not wanted:  # whose hooks would be compiled too
-                return (self._workspace.towers.image_features(part),)
+                return (self._workspace.own_towers.image_features(part),)
             with captured_slices(self._workspace.model, wanted) as slices:
                 features = self._workspace.model.image_features(part)
             return features, *(slices or ())
@@ -144,7 +144,7 @@ class StepLoss:
 
         def tower(part: Tensor) -> tuple[Tensor, ...]:
             if examples is not None:
-                return (workspace.towers.text_features(part, min(examples, len(workspace.texts.tokens))),)
+                return (workspace.own_towers.text_features(part, min(examples, len(workspace.texts.tokens))),)
             return (workspace.model.text_features(part),)
 
         (features,) = recomputed(tower, tokens, parts)

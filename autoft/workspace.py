@@ -195,12 +195,19 @@ class Workspace:
             towers=CompiledTowers(model, "inductor" if target.type == "cuda" else None),
         )
 
+    @property
+    def own_towers(self) -> CompiledTowers:
+        """`towers` of the model that is there now: whoever scores a checkpoint puts another model in its place."""
+        if self.towers.model is not self.model:
+            self.towers = CompiledTowers(self.model, self.towers.backend)
+        return self.towers
+
     def fitting(self, compute: Callable[[int], T], most: int, undo: Callable[[], None] = lambda: None) -> T:
         """`compute` a batch in as few parts as fit the memory, and remember how many; see `autoft.batch_split.fitting`.
 
         Without compiled towers, from then on, if `compute` fails with them.
         """
-        found, self.batch_split = self.towers.or_eager(lambda: fitting(compute, self.batch_split, most, self.device, undo), undo)
+        found, self.batch_split = self.own_towers.or_eager(lambda: fitting(compute, self.batch_split, most, self.device, undo), undo)
         return found
 
     def autocast(self, cache: bool = True) -> Any:
@@ -242,9 +249,9 @@ class Workspace:
         most = self.config.evaluate.batch_size
 
         def logits(parts: int) -> Tensor:
-            return self._all_logits(name, -(-most // parts), self.towers.evaluation(most) if parts == 1 else None)
+            return self._all_logits(name, -(-most // parts), self.own_towers.evaluation(most) if parts == 1 else None)
 
-        found, self.evaluation_split = self.towers.or_eager(
+        found, self.evaluation_split = self.own_towers.or_eager(
             lambda: fitting(logits, self.evaluation_split, most, self.device), undo=lambda: None
         )
         return found

@@ -40,7 +40,8 @@ def problem(command: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> st
         return None if {word for word in words if "=" not in word} <= targets else f"no target among {sorted(targets)}"
     if Path(program).name == "python":
         file = ROOT / words[1].replace(".", "/")
-        return None if file.with_suffix(".py").is_file() or words[1] == "venv" else f"no module {words[1]}"
+        there = file.with_suffix(".py").is_file() or (file / "__main__.py").is_file()
+        return None if there or words[1] == "venv" else f"no module {words[1]}"
     if program.startswith("--"):
         known = {option for parser in subcommands().values() for option in parser._option_string_actions}
         unknown = {word for word in (program, *words) if word.startswith("--")} - known

@@ -91,7 +91,7 @@ def test_the_compiled_gradient_and_logits_are_the_uncompiled_ones(workspace: Wor
     workspace.zero_shot = ZeroShotState.of(workspace.model)
     recipe = trial_recipe(workspace.config.trial, values, len(workspace.train))
     draw = workspace.train_transform
-    workspace.train_transform = lambda images, rng: draw(images, rng).double()  # type: ignore[assignment]
+    workspace.train_transform = lambda images, *how: draw(images, *how).double()  # type: ignore[assignment]
     found = []
     for backend in (None, "aot_eager"):
         compile_with(workspace, backend)
@@ -103,7 +103,7 @@ def test_the_compiled_gradient_and_logits_are_the_uncompiled_ones(workspace: Wor
         images = draw_batch(workspace, recipe, 1).images[:7]
         workspace.model.eval()
         with torch.no_grad():
-            features = workspace.towers.evaluation(10)(images)
+            features = workspace.own_towers.evaluation(10)(images)
         found.append([loss.detach(), features, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
     assert len(found[0]) == len(found[1]) > 10
     for wanted, got in zip(*found, strict=True):
