@@ -128,8 +128,16 @@ def test_drawn_trials_do_not_change_with_what_is_enqueued_before_them(make_confi
 def test_a_study_is_never_worse_than_its_enqueued_baselines_because_they_are_never_pruned(make_config: Any, tmp_path: Path) -> None:
     """A baseline with hopeless reports and the best end: any pruner would stop it."""
     config = make_config(search__enqueue=["finetune"], search__n_trials=12, search__pruner="median", trial__reports=2)
+
+    class OneAtATime(ScriptedExecutor):
+        """A report is there before the next one, as from a worker."""
+
+        def poll(self, timeout_seconds: float) -> list[Event]:
+            self.waiting = getattr(self, "waiting", []) or super().poll(timeout_seconds)
+            return [self.waiting.pop(0)] if self.waiting else []
+
     study = new_study()
-    executor = ScriptedExecutor(by_lr)
+    executor = OneAtATime(by_lr)
     plain = named(config)["finetune"]
 
     def answer(job: Job, attempt: int) -> list[Event]:

@@ -52,7 +52,7 @@ def exact(workspace: Workspace) -> Workspace:
         for name, parameter in model.named_parameters():
             if name != "clip.logit_scale":
                 parameter.add_(0.05 * torch.randn_like(parameter, dtype=torch.float64))
-    return replace(workspace, zero_shot=ZeroShotState.of(model), train_transform=lambda images, rng: transform(images, rng).double())  # type: ignore[arg-type]
+    return replace(workspace, zero_shot=ZeroShotState.of(model), train_transform=lambda images, *how: transform(images, *how).double())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
