@@ -377,7 +377,8 @@ def test_the_command_finds_the_runs_own_curve(name: str, command: Callable[..., 
     run: Run = request.getfixturevalue(name)
     alphas = [point["alpha"] for point in run.wise_ft["curve"]]
     said = command(run.model, run.final, "--alpha", *alphas, "--study", run.study, "--out", tmp_path / "out", "--json")
-    assert said.code == 0 and said.err == "" and said.warnings == []
+    assert said.code == 0 and said.warnings == []
+    assert all(line.startswith("decoded ") for line in said.err.splitlines()), said.err
     assert [{key: row[key] for key in ("alpha", "val_id", "val_ood")} for row in said.curve] == run.wise_ft["curve"]
     middle = alphas[1]
     model, _, info = load_checkpoint(tmp_path / "out" / f"alpha-{middle:g}")
