@@ -115,6 +115,7 @@ def _check_budget(comparison: Any) -> None:
     assert scored["finetune"] == scored["saft"] == scored["autoft"] == 2
 
 
+@pytest.mark.slow
 def test_interrupted_after_a_few_trainings_it_ends_the_same(study: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A comparison stopped between trainings and continued gives the figures of one that was not."""
     from autoft.errors import Interrupted

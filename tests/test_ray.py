@@ -172,6 +172,7 @@ def test_two_workers_one_of_them_killed(connected: None, config: StudyConfig, ca
     assert len(ended) == len(study.trials) == 6
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_is_not_heard_of(connected: None, tmp_path: Path, tiny_vit: Path, cache: Path) -> None:
     """Trials are known by their numbers, which every tuning study of a comparison counts from 0."""
     config = load_config(write_study(tmp_path, tiny_vit, trial__steps=60, search__pruner="none"))
@@ -215,6 +216,7 @@ def next_event(executor: Executor) -> Any:
     raise AssertionError("no word from the worker")
 
 
+@pytest.mark.slow
 def test_stages_survive_their_worker_and_stop_when_told(connected: None, config: StudyConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker of the final fine-tune is killed, then the run is stopped, then gone on with: the checkpoint is the undisturbed one."""
     config = config.model_copy(update={"final": config.final.model_copy(update={"epochs": 12}), "search": config.search.model_copy(update={"n_trials": 1})})
@@ -247,6 +249,7 @@ def test_stages_survive_their_worker_and_stop_when_told(connected: None, config:
     assert (tmp_path / "disturbed" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_many_requests_run_side_by_side_and_one_goes_on_elsewhere_when_its_worker_is_killed(
     connected: None, config: StudyConfig, cache: Path, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_one_owner_a_study_and_two_studies_at_once(folder: Path, tmp_path: Path)
         assert not (fresh / "postgres" / "postmaster.pid").exists()  # the last one to leave has stopped the server
 
 
+@pytest.mark.slow
 def test_the_database_is_lost(folder: Path, postgres_server: PostgresServer, empty_database: str, tmp_path: Path, undisturbed: tuple[Any, Any]) -> None:
     """The server is killed during the search, twice: the run goes on without it, and ends as if nothing had happened."""
     env = environment(tmp_path, AUTOFT_STORAGE_URL=postgres_server.password_url(empty_database))
