@@ -1,6 +1,6 @@
-"""Small versions of the scenarios, each as a person runs it: a process of its own, which kills whatever it started.
+"""Small versions of some scenarios, each as a person runs it: a process of its own, which kills whatever it started.
 
-`make chaos` runs them in full, `storm-pruned` with them: a second storm, which is left out here for its four minutes.
+`make chaos` runs them all, and in full; the others (a second storm, cut networks, every kill point, leaks) take too long for every change.
 """
 
 import json
@@ -16,7 +16,7 @@ LIMIT_SECONDS = 600
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["crowd", "storm", "partition", "points", "full_disk", "secrets"])
+@pytest.mark.parametrize("scenario", ["crowd", "storm", "full_disk"])
 def test_small(scenario: str, tmp_path: Path) -> None:
     if scenario == "full_disk" and os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
