@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from autoft.config import StudyConfig, load_config
 from autoft.executor import Finished, InProcessExecutor, Job, Reported
@@ -51,13 +52,17 @@ def head(folder: Path) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def connected(head: Worker, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-    with cluster(head.address):
-        yield
+def connected(head: Worker, folder: Path) -> Iterator[None]:
+    """Ray reads mode and token once in a process, which may have met a cluster without a token before."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        reset_auth_token_state()
+        with cluster(head.address):
+            yield
+    reset_auth_token_state()
 
 
 @pytest.fixture
