@@ -245,10 +245,11 @@ from autoft.data.room import limit_cache
 from autoft.finetune import Recipe, finetune
 from autoft.workspace import Workspace
 from tests.runs import hyperparameters
-import multiprocessing, time
+import multiprocessing, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not begin with
 limit_cache(0)
 workspace = Workspace.load(load_config(sys.argv[1]), "cpu", Path(sys.argv[2]))
-for step in finetune(workspace, Recipe(hyperparameters=hyperparameters(), steps=10**6, batch_size=12)):
+for step in finetune(workspace, Recipe(hyperparameters=hyperparameters(), steps=3000, batch_size=12)):
     if step.number == 2:
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(0.01)
