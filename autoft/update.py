@@ -13,6 +13,7 @@ from autoft.collective import together
 from autoft.config import Constraint
 from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
+from autoft.models import ClipClassifier
 from autoft.models.averaging import beta_weight, update_average
 from autoft.models.state import trainable_parameters
 from autoft.on_device import sent
@@ -115,12 +116,9 @@ def _floating(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
-def _optimizer(
-    workspace: Workspace, hp: Hyperparameters, gradients: Callable[[int, int], Any], most_parts: int, state: Mapping[str, Any] | None
-) -> torch.optim.Optimizer:
-    model = workspace.model
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    base = build_optimizer(
+def unconstrained_optimizer(model: ClipClassifier, hp: Hyperparameters) -> torch.optim.Optimizer:
+    """What the hyperparameters ask for, without their constraint."""
+    return build_optimizer(
         model,
         hp.lr,
         hp.weight_decay,
@@ -131,6 +129,14 @@ def _optimizer(
         momentum=hp.momentum,
         beta2=hp.beta2,
     )
+
+
+def _optimizer(
+    workspace: Workspace, hp: Hyperparameters, gradients: Callable[[int, int], Any], most_parts: int, state: Mapping[str, Any] | None
+) -> torch.optim.Optimizer:
+    model = workspace.model
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    base = unconstrained_optimizer(model, hp)
     if hp.constraint == "none":
         return base
     if hp.constraint == "saft" and hp.optimizer != "adamw":

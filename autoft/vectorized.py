@@ -25,9 +25,10 @@ from autoft.gradients import Batch
 from autoft.losses import METHOD_TERMS, StepOutputs, weighted_loss
 from autoft.losses.weight_norms import NORM_ORDERS, add_norm_gradients
 from autoft.models import ClipClassifier
-from autoft.optim import build_optimizer, lr_multiplier, scale_learning_rates
+from autoft.optim import lr_multiplier, scale_learning_rates
 from autoft.search_space import Hyperparameters
 from autoft.start import start_from, training_mode
+from autoft.update import unconstrained_optimizer
 from autoft.workspace import Workspace
 
 _SCALE = "clip.logit_scale"
@@ -100,7 +101,7 @@ class Stack:
         self._buffers = {name: torch.stack([buffer] * len(recipes)) for name, buffer in _statistics(workspace).items()}
         terms = {term: [recipe.hyperparameters.loss_weights[term] for recipe in recipes] for term in hp.loss_weights}
         self._term_weights = {term: torch.tensor(weights, device=workspace.device) for term, weights in terms.items()}
-        self._rows = [_Row(recipe, _optimizer(model, recipe.hyperparameters), workspace.device) for recipe in recipes]
+        self._rows = [_Row(recipe, unconstrained_optimizer(model, recipe.hyperparameters), workspace.device) for recipe in recipes]
         self._bind()
 
     def __len__(self) -> int:
@@ -264,20 +265,6 @@ def _statistics(workspace: Workspace) -> dict[str, Tensor]:
         return {}
     changing = {buffer.data_ptr() for layer in batch_norm_layers(workspace.model) for buffer in layer.buffers()}
     return {name: buffer.clone() for name, buffer in workspace.model.named_buffers() if buffer.data_ptr() in changing}
-
-
-def _optimizer(model: ClipClassifier, hp: Hyperparameters) -> torch.optim.Optimizer:
-    return build_optimizer(
-        model,
-        hp.lr,
-        hp.weight_decay,
-        hp.layer_lr,
-        hp.layer_weight_decay,
-        layer_decay=hp.layer_decay,
-        name=hp.optimizer,
-        momentum=hp.momentum,
-        beta2=hp.beta2,
-    )
 
 
 def _stacked(batches: Sequence[Batch]) -> dict[str, Tensor]:
