@@ -180,25 +180,36 @@ def _in_use(cache_dir: Path, name: str, load: Callable[[], Decoded | None]) -> D
     return found
 
 
-def _kept_pixels(request: Request, cache_dir: Path, progress: Progress | None, others: Collection[str], reserved: int) -> Decoded | None:
-    """The pixels out of the cache, which decodes them first if need be; None: it has no room for them."""
-    folder = cache_dir / request.name
-    found = _read(folder, request)
+def _entry(folder: Path, request: Request, read: Callable[[Path, Request], Decoded | None], build: Callable[[Path], None]) -> Decoded:
+    """An entry of the cache, built if it is not there. Processes that need the same one wait for whoever builds it."""
+    found = read(folder, request)
     if found is not None:
         return found
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache_dir / f"{folder.name}.lock"):
-        found = _read(folder, request)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
+        found = read(folder, request)
         if found is not None:
             return found
-        try:
-            with replace_folder(folder) as partial:
-                _reserve(cache_dir, partial / "images.npy", request, others, reserved)
-                _log(request, "decoding")
-                _build(partial, request, progress)
-        except _NoRoom:
-            return None
-    return _written(_read(folder, request), request, folder)
+        with replace_folder(folder) as partial:
+            build(partial)
+    found = read(folder, request)
+    if found is None:
+        raise DataError(f"{request.listing.field}: the image cache {folder} cannot be read back as it was written; check the disk")
+    return found
+
+
+def _kept_pixels(request: Request, cache_dir: Path, progress: Progress | None, others: Collection[str], reserved: int) -> Decoded | None:
+    """The pixels out of the cache, which decodes them first if need be; None: it has no room for them."""
+
+    def build(partial: Path) -> None:
+        _reserve(cache_dir, partial / "images.npy", request, others, reserved)
+        _log(request, "decoding")
+        _build(partial, request, progress)
+
+    try:
+        return _entry(cache_dir / request.name, request, _read, build)
+    except _NoRoom:
+        return None
 
 
 class _NoRoom(Exception):
@@ -221,30 +232,18 @@ def _reserve(cache_dir: Path, path: Path, request: Request, others: Collection[s
 
 
 def _streamed(request: Request, cache_dir: Path, progress: Progress | None) -> Decoded:
-    folder = cache_dir / request.digests_name
-    found = _read_digests(folder, request)
-    if found is not None:
-        return found
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache_dir / f"{folder.name}.lock"):
-        found = _read_digests(folder, request)
-        if found is not None:
-            return found
-        with replace_folder(folder) as partial:
-            _log(request, "looking through")
-            digests, skipped = _decode_all(request, progress, None)
-            _finish(partial, request, digests[_kept(request.examples, skipped)], skipped, {})
-    return _written(_read_digests(folder, request), request, folder)
+    """The digests of images that are read from their files each time, out of the cache or after looking through all of them."""
+
+    def build(partial: Path) -> None:
+        _log(request, "looking through")
+        digests, skipped = _decode_all(request, progress, None)
+        _finish(partial, request, digests[_kept(request.examples, skipped)], skipped, {})
+
+    return _entry(cache_dir / request.digests_name, request, _read_digests, build)
 
 
 def _log(request: Request, doing: str) -> None:
     logger.info("%s %d images of %s", doing, len(request.examples), request.listing.field, extra={"action": "decode", "field": request.listing.field})
-
-
-def _written(found: Decoded | None, request: Request, folder: Path) -> Decoded:
-    if found is None:
-        raise DataError(f"{request.listing.field}: the image cache {folder} cannot be read back as it was written; check the disk")
-    return found
 
 
 def check_skipped(field: str, skipped: Sequence[BadImage], may_skip: int) -> None:
