@@ -5,6 +5,8 @@ Three `flock`s in the folder do the bookkeeping, so that whoever is killed, howe
     start.lock   held while somebody starts, joins or stops the server
     users.lock   held shared by every process that uses it; the last one to leave stops the server
     server.lock  inherited by Postgres itself: as long as any of its processes lives, on this host or another one, it is held
+
+A fourth, initdb.lock, is inherited by initdb: one whose starter was killed is waited for, so that nobody clears away what it still writes.
 """
 
 from __future__ import annotations
@@ -121,11 +123,12 @@ def _ensure_running(folder: Path) -> StorageURL:
 
 def _make_cluster_in(folder: Path, data: Path) -> None:
     """Initialise beside the final place and rename, so that a half-made cluster is never taken for a whole one."""
-    for leftover in folder.glob("new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
-    make_cluster(fresh, _SUPERUSER)
-    fresh.rename(data)
+    with exclusive(folder / "initdb.lock") as making:
+        for leftover in folder.glob("new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
+        make_cluster(fresh, _SUPERUSER, inherit=(making,))
+        fresh.rename(data)
 
 
 def _start_unless_alive(folder: Path, data: Path, sockets: Path) -> None:
@@ -184,13 +187,17 @@ def _socket_folder(data: Path) -> Path:
 # --- the Postgres programs; also used by the tests' own server ---------------------------------------------------------------------
 
 
-def make_cluster(data: Path, superuser: str, *options: str) -> None:
-    """`initdb` in an empty folder, which is made private. Anybody who can reach the socket is trusted, so the socket is private too."""
+def make_cluster(data: Path, superuser: str, *options: str, inherit: Sequence[int] = ()) -> None:
+    """`initdb` in an empty folder, which is made private. Anybody who can reach the socket is trusted, so the socket is private too.
+
+    Args:
+        inherit: descriptors that initdb keeps open.
+    """
     data.chmod(0o700)
     if owner := _system_user():
         os.chown(data, owner.pw_uid, owner.pw_gid)
         _let_traverse(data)
-    run_tool("initdb", "--auth=trust", "--encoding=UTF8", "--no-instructions", "-U", superuser, "-D", str(data), *options)
+    run_tool("initdb", "--auth=trust", "--encoding=UTF8", "--no-instructions", "-U", superuser, "-D", str(data), *options, inherit=inherit)
 
 
 def start_cluster(data: Path, sockets: Path, settings: str, inherit: Sequence[int] = ()) -> None:

@@ -38,20 +38,33 @@ Event = dict[str, Any]
 FLAGS = ["--threads-per-worker", "1", "--device", "cpu"]
 
 
+HEAD_TRIES = 3  # a head gives up by itself where the machine is too slow for its time limits, which cannot be set
+
+
+def _head(folder: str) -> tuple["subprocess.Popen[str]", str]:
+    """`ray start --head`, as a person starts it, and what it said until it was there or had given up."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    program = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=2"]
+    options = ["--include-dashboard=false", "--object-store-memory=80000000", f"--temp-dir={folder}", "--disable-usage-stats"]
+    head = subprocess.Popen([*program, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert head.stdout is not None
+    said = ""
+    for line in head.stdout:
+        said += line
+        if "--address='" in line:
+            break
+    return head, said
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster that was there before us, as a person starts one."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    """A cluster that was there before us."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        program = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=2"]
-        options = ["--include-dashboard=false", "--object-store-memory=80000000", f"--temp-dir={folder}", "--disable-usage-stats"]
-        head = subprocess.Popen([*program, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert head.stdout is not None
-        said = ""
-        for line in head.stdout:
-            said += line
-            if "--address='" in line:
+        for _ in range(HEAD_TRIES):
+            head, said = _head(folder)
+            if "--address='" in said:
                 break
+            head.wait(60)
         assert "--address='" in said, said
         yield said.partition("--address='")[2].partition("'")[0]
         head.terminate()

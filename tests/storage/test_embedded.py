@@ -126,8 +126,8 @@ def test_a_leftover_pid_file_that_names_a_living_process_does_no_harm(home: Path
 
 def test_an_interrupted_first_start_is_begun_anew(home: Path) -> None:
     process = python(USER, str(home))
-    assert eventually(lambda: bool(list(home.glob("new-*/global"))), 20)
-    process.kill()
+    assert eventually(lambda: bool(list(home.glob("new-*/global"))), 60)
+    process.kill()  # initdb itself goes on, and must not be in the way of the next one
     process.communicate()
     assert not (home / "postgres").exists()
     assert list_studies(embedded_url(home)) == []
