@@ -9,7 +9,7 @@ demo: $(READY)  ## the main job, small: embedded Postgres, local Ray, a few minu
 	$(BIN)/autoft demo
 
 test: $(READY)  ## the test suite, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
 test-slow: $(READY)  ## whole studies, the demo, a real browser (needs chromium and ../shared)
 	$(BIN)/python -m pytest -m "slow or browser"

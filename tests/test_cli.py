@@ -189,7 +189,6 @@ BAD_FLAGS: list[Any] = [
     (["--device", "tpu"], 2, ["--device", "cuda"]),
     (["--executor", "in-process", "--workers", "2"], 4, ["--workers 2 needs --executor ray"]),
     (["--trials-per-worker", "many"], 2, ["--trials-per-worker", "must be auto or a whole number of at least 1, got 'many'"]),
-    (["--trials-per-worker", "2"], 4, ["--trials-per-worker 2 needs --executor in-process"]),
     (["--runs", "/dev/null/runs"], 2, ["--runs /dev/null/runs", "not a folder"]),
     pytest.param(["--gpus-per-worker", "1"], 4, ["--gpus-per-worker 1 asks for a GPU, and this machine has none"], marks=NO_GPU),
     pytest.param(["--device", "cuda"], 4, ["--device cuda asks for a GPU, and this machine has none"], marks=NO_GPU),

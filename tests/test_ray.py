@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from autoft.cli.main import main
 from autoft.config import StudyConfig, load_config
 from autoft.errors import ClusterError, Interrupted
-from autoft.executor import Executor, Failed, FailureKind, InProcessExecutor, Job, Reported, Stopped
+from autoft.executor import Executor, Failed, FailureKind, Finished, InProcessExecutor, Job, Reported, Stopped
 from autoft.fingerprint import FINGERPRINT_ATTRIBUTE
 from autoft.journal import Journal
 from autoft.ledger import study_id
@@ -172,7 +173,7 @@ def test_two_workers_one_of_them_killed(connected: None, config: StudyConfig, ca
 
     def kill_once(event: Event) -> None:
         if event["event"] == "trial_started" and event["trial"] == 2:
-            (worker,) = [worker for worker in executor._workers if worker.job is not None and worker.job.number == 2]
+            (worker,) = [worker for worker in executor._workers if 2 in worker.jobs]
             killed.append(worker.name)
             os.kill(int(worker.name.rpartition(":")[2]), signal.SIGKILL)
 
@@ -185,6 +186,91 @@ def test_two_workers_one_of_them_killed(connected: None, config: StudyConfig, ca
     assert len(ended) == len(study.trials) == 6
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, tiny_vit: Path) -> StudyConfig:
+    """Trials too short for rounding to grow."""
+    study = write_study(tmp_path_factory.mktemp("short"), tiny_vit, search__n_trials=8, trial__steps=4, search__sampler="random", search__pruner="none")
+    return load_config(study)
+
+
+@pytest.fixture(scope="module")
+def alone(short: StudyConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Any, float]]:
+    executor = InProcessExecutor(short, device="cpu", threads=1, cache_dir=cache, should_stop=never)
+    study, _ = search(short, executor, tmp_path_factory.mktemp("alone"))
+    return trials_of(study)
+
+
+def trials_of(study: optuna.Study) -> dict[int, tuple[Any, float]]:
+    return {trial.number: (trial.params, trial.value or 0.0) for trial in study.get_trials()}
+
+
+class Grouped(RayExecutor):
+    """Remembers which trials each worker was given at once."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.groups: list[tuple[int, ...]] = []
+
+    def _assign(self, fewer: bool = False) -> None:
+        before = {id(worker): worker.events for worker in self._workers}
+        super()._assign(fewer)
+        self.groups += [tuple(worker.jobs) for worker in self._workers if worker.events is not None and worker.events is not before[id(worker)]]
+
+
+def test_trials_that_share_a_program_on_ray_are_those_alone(
+    connected: None, short: StudyConfig, cache: Path, alone: dict[int, tuple[Any, float]], tmp_path: Path
+) -> None:
+    executor = Grouped(short, spec(1), cache, never, trials_together=3)
+    study, _ = search(short, executor, tmp_path)
+    assert executor.groups == [(0, 1, 2), (3, 4, 5), (6, 7)]
+    assert trials_of(study) == {number: (params, pytest.approx(score, abs=1e-6)) for number, (params, score) in alone.items()}
+
+
+def test_a_lost_worker_loses_all_its_trials_and_each_runs_again(
+    connected: None, short: StudyConfig, cache: Path, alone: dict[int, tuple[Any, float]], tmp_path: Path
+) -> None:
+    executor = Grouped(short, spec(1), cache, never, trials_together=4)
+
+    def kill_once(event: Event) -> None:
+        if event["event"] == "trial_started" and event["trial"] == 3:
+            (worker,) = executor._workers
+            os.kill(int(worker.name.rpartition(":")[2]), signal.SIGKILL)
+
+    study, events = search(short, executor, tmp_path, kill_once)
+    assert sorted(event["trial"] for event in events if event["event"] == "trial_retried") == [0, 1, 2, 3]
+    assert trials_of(study) == {number: (params, pytest.approx(score, abs=1e-6)) for number, (params, score) in alone.items()}
+    assert len([event for event in events if event["event"] == "trial_ended"]) == 8
+
+
+def test_one_of_several_trials_is_pruned(connected: None, tmp_path: Path, tiny_vit: Path, cache: Path) -> None:
+    config = load_config(write_study(tmp_path, tiny_vit, trial__steps=400, search__pruner="median"))
+    executor = RayExecutor(config, spec(1), cache, never, trials_together=2)
+    hyperparameters = Hyperparameters(lr=1e-3, weight_decay=0.1, loss_weights={"cross_entropy": 1.0}, seed=1)
+    for number in (0, 1):
+        executor.submit(Job(number, replace(hyperparameters, seed=number)))
+    assert isinstance(next_event(executor), Reported)
+    executor.prune(1)
+    ends = {}
+    while len(ends) < 2:
+        event = next_event(executor)
+        if not isinstance(event, Reported):
+            ends[event.number] = event
+    assert isinstance(ends[0], Finished)
+    assert ends[0].result.steps == 400
+    assert isinstance(ends[1], Stopped)
+    executor.close()
+
+
+def test_a_worker_measures_how_many_trials_to_run_together(connected: None, short: StudyConfig, cache: Path, tmp_path: Path) -> None:
+    measured: list[Event] = []
+    executor = Grouped(short, spec(1), cache, never, observe=measured.append, trials_together=None)
+    study, _ = search(short, executor, tmp_path)
+    (event,) = [event for event in measured if event["event"] == "trials_together"]
+    assert set(event["seconds"]) >= {1, 2}
+    assert len(executor.groups[0]) == event["count"]
+    assert len(study.get_trials()) == 8
+
+
 @pytest.mark.slow
 def test_what_is_forgotten_is_not_heard_of(connected: None, tmp_path: Path, tiny_vit: Path, cache: Path) -> None:
     """Trials are known by their numbers, which every tuning study of a comparison counts from 0."""
@@ -193,7 +279,7 @@ def test_what_is_forgotten_is_not_heard_of(connected: None, tmp_path: Path, tiny
     slow, other = (Hyperparameters(lr=lr, weight_decay=0.1, loss_weights={"cross_entropy": 1.0}, seed=1) for lr in (1e-3, 2e-3))
     for number in range(3):
         executor.submit(Job(number, slow))
-    while sum(worker.job is not None for worker in executor._workers) < 2:
+    while sum(bool(worker.jobs) for worker in executor._workers) < 2:
         executor.poll(0.1)
     executor.forget()
     executor.submit(Job(7, other))

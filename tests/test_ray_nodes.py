@@ -129,7 +129,7 @@ def test_a_node_that_joins_gets_a_trial_and_one_that_vanishes_loses_none(
     times: dict[str, float] = {}
 
     def elsewhere() -> list[Any]:
-        return [worker for worker in executor._workers if worker.node not in {*first, ""} and worker.job is not None]
+        return [worker for worker in executor._workers if worker.node not in {*first, ""} and worker.jobs]
 
     def disturb(event: Event) -> None:
         if event["event"] == "trial_ended" and not node:

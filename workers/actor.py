@@ -26,6 +26,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What came of loading.
+
+    failure, message: its kind and what went wrong, if something did.
+    together: how many trials the worker runs as one program.
+    measured: seconds of a trial's step by how many ran together, and why no more were measured; None: nothing was.
+    """
+
+    failure: Any | None = None
+    message: str = ""
+    together: int = 1
+    measured: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Said:
     """An event of a trial; with the last one, why the worker is to be replaced, if it is."""
 
@@ -35,10 +50,13 @@ class Said:
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
 class TrialWorker:
-    """Loads model and data once, then runs trials one after the other. A second thread hears `prune` meanwhile."""
+    """Loads model and data once, then runs trials, one after the other or some together. A second thread hears `prune` meanwhile.
 
-    def __init__(self, config: StudyConfig, device: str, threads: int, cache_dir: Path) -> None:
-        self._config, self._device, self._threads, self._cache_dir = config, device, threads, cache_dir
+    together: how many trials it will be given at once; None: it measures how many are fastest.
+    """
+
+    def __init__(self, config: StudyConfig, device: str, threads: int, cache_dir: Path, together: int | None = 1) -> None:
+        self._config, self._device, self._threads, self._cache_dir, self._together = config, device, threads, cache_dir, together
         self._pruned: set[int] = set()
         self._name = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
 
@@ -46,8 +64,8 @@ class TrialWorker:
         """Answered as soon as the cluster has found room for the worker."""
         return Place(self._name, ray.get_runtime_context().get_node_id())
 
-    def load(self) -> tuple[Any, str] | None:
-        """Load everything; the kind of failure and what went wrong, if something did."""
+    def load(self) -> Loaded:
+        """Load everything."""
         from autoft.executor import classify_failure, describe_failure
         from autoft.pacing import paced
         from autoft.trial import trial_splits
@@ -59,33 +77,45 @@ class TrialWorker:
             _limit_cache()
             progress = paced(_log_decoding, PROGRESS_SECONDS)
             self._workspace = Workspace.load(self._config, self._device, self._cache_dir, trial_splits(self._config), progress)
+            loaded = self._measured() if self._together is None else Loaded(together=self._together)
         except Exception as error:
-            return classify_failure(error), describe_failure(error)
+            return Loaded(classify_failure(error), describe_failure(error))
         self._memory = DeviceMemory(lambda: settle(self._workspace.device))
-        return None
+        return loaded
 
-    def run(self, job: Any) -> Iterator[Said]:
-        """Run one trial; yields the executor's events, the last one when the trial's memory has been given back."""
-        from autoft.executor import Reported, trial_events
+    def _measured(self) -> Loaded:
+        """How many trials of the study run fastest together here."""
+        from autoft.pace import measure, typical
+
+        pace = measure(self._workspace, typical(self._config.search_space))
+        return Loaded(together=pace.trials, measured={"seconds": pace.seconds, "reason": pace.reason})
+
+    def run(self, jobs: Any) -> Iterator[Said]:
+        """Run trials, several as one program where they can share one; yields the executor's events, the last one when their memory has been given back."""
+        from autoft.executor import Reported, events_together
         from autoft.workspace import configure_torch
 
         configure_torch(self._threads)  # this is another thread than `load`'s
-        end = None
-        for event in trial_events(self._workspace, job, lambda: job.number in self._pruned, self._name):
+        ends: list[Any] = []
+        for event in events_together(self._workspace, jobs, lambda number: number in self._pruned, self._name):
             if isinstance(event, Reported):
                 yield Said(event)
-            else:
-                end = event  # not yielded at once: an error's traceback holds the trial's tensors until the loop is over
-        yield Said(end, self._after(end))
+                continue
+            ends.append(event)
+            if len(ends) < len(jobs):
+                yield Said(event)
+            # the last is not yielded at once: an error's traceback holds the trial's tensors until the loop is over
+        yield Said(ends[-1], self._after(ends))
 
     def prune(self, number: int) -> None:
         """Stop trial `number` at its next step."""
         self._pruned.add(number)
 
-    def _after(self, end: Any) -> str | None:
+    def _after(self, ends: list[Any]) -> str | None:
+        """Why the worker is to be replaced after trials that ended so, or None."""
         from autoft.executor import Failed, FailureKind
 
-        if isinstance(end, Failed) and end.kind == FailureKind.INFRASTRUCTURE:
+        if any(isinstance(end, Failed) and end.kind == FailureKind.INFRASTRUCTURE for end in ends):
             return "its device failed"  # every later call on a CUDA context that has seen an error fails as well
         try:
             return self._memory.after_trial()

@@ -1,6 +1,7 @@
 """Trials on Ray actors: one warm actor a worker, replaced when it dies, when its device fails, when its time is up."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from autoft.config import StudyConfig
 from autoft.errors import ClusterError, TrialCodeError
 from autoft.executor import Emit, Event, Failed, FailureKind, Job, Reported, classify_failure, timed_out, trial_limit
 from autoft.stages import StageRequest
-from workers.actor import Place, Said, TrialWorker
+from workers.actor import Loaded, Place, Said, TrialWorker
 from workers.capacity import Node, cluster_nodes, room
 from workers.cluster import WorkerSpec, first_line
 from workers.distributed import run_shared_stages
@@ -30,15 +31,17 @@ LOAD_SECONDS = 2 * 3600.0  # a node that sees a large data set for the first tim
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is doing: waiting for room, loading, idle or running a trial."""
+    """An actor and what it is doing: waiting for room, loading, idle or running trials."""
 
     actor: Any
     placing: Any | None  # the reference of its `place` call, until the cluster has found room
     loading: Any | None  # the reference of its `load` call, until that has ended
     name: str = ""
     node: str = ""
-    job: Job | None = None
-    events: Any | None = None  # the stream of the running trial
+    together: int = 1  # trials it runs as one program; known when it has loaded
+    jobs: dict[int, Job] = field(default_factory=dict)  # of the running trials, by number
+    limit: float = math.inf  # seconds they may take
+    events: Any | None = None  # the stream of the running trials
     since: float = field(default_factory=time.monotonic)  # when it began what it is doing
 
     @property
@@ -50,6 +53,10 @@ class _Worker:
     def ready(self) -> bool:
         return self.loading is None
 
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.events is None
+
 
 class RayExecutor:
     """One actor per worker of a `WorkerSpec`, on the connected cluster.
@@ -58,8 +65,10 @@ class RayExecutor:
         grow: called every few seconds for the number of workers there should be, more or fewer; None keeps the number of `spec`.
         trial_timeout_seconds: a trial that takes longer loses its worker and is `Failed` as a timeout; a confirmation run may take as much
             longer as it has more steps. None: no limit.
-        observe: takes the event "waiting", which says why no worker is ready.
+        observe: takes the event "waiting", which says why no worker is ready, and "trials_together", which says what was measured.
         final: the workers that share the stages after the search; None: one alone runs them.
+        trials_together: how many trials a worker runs as one program, where they can share one; None: as many as are fastest on its device,
+            which it measures when it has loaded.
     """
 
     def __init__(
@@ -72,9 +81,10 @@ class RayExecutor:
         trial_timeout_seconds: float | None = None,
         observe: Observe = lambda event: None,
         final: WorkerSpec | None = None,
+        trials_together: int | None = 1,
     ) -> None:
         self._config, self._spec, self._cache_dir, self._should_stop, self._grow = config, spec, cache_dir, should_stop, grow
-        self._timeout, self._final = trial_timeout_seconds, final
+        self._timeout, self._final, self._together, self._observe = trial_timeout_seconds, final, trials_together, observe
         self._workers: list[_Worker] = []
         self._queue: list[Job] = []
         self._start_failures = 0
@@ -86,27 +96,27 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """Workers that are ready for trials."""
-        return sum(worker.ready for worker in self._workers)
+        """Trials that the workers that are ready run at once."""
+        return sum(worker.together for worker in self._workers if worker.ready)
 
     @property
     def ahead(self) -> int:
-        """One, and more where many trials may end while one is asked for."""
-        return 1 + self.slots // 16
+        """As many as a worker starts at once, and more where many trials may end while one is asked for."""
+        return max((worker.together for worker in self._workers if worker.ready), default=1) + self.slots // 16
 
     def submit(self, job: Job) -> None:
-        """Give a trial to an idle worker, or queue it until there is one."""
+        """Give a trial to an idle worker, or queue it until there is one, and as many as it runs together."""
         self._queue.append(job)
         self._assign()
 
     def prune(self, number: int) -> None:
         """Stop a running trial at its next step."""
         for worker in self._workers:
-            if worker.job is not None and worker.job.number == number:
+            if number in worker.jobs:
                 worker.actor.prune.remote(number)
 
     def poll(self, timeout_seconds: float) -> list[Event]:
-        """What the workers said since the last call.
+        """What the workers said since the last call. Who waits has nothing more to submit: a worker then starts with fewer than it could run.
 
         Raises:
             ClusterError: workers cannot start, or the cluster's head is gone.
@@ -115,6 +125,8 @@ class RayExecutor:
         self._look(now)
         self._keep_workers(now)
         events = self._overdue(now)
+        if timeout_seconds > 0:
+            self._assign(fewer=True)
         by_reference = {worker.waiting_for: worker for worker in self._workers if worker.waiting_for is not None}
         if by_reference:
             ready = _all_ready(list(by_reference), 0.0 if events else timeout_seconds)
@@ -162,7 +174,7 @@ class RayExecutor:
 
     def _keep_workers(self, now: float) -> None:
         """Start workers that are missing: at first, after a loss, or because the cluster has grown. End those that are too many."""
-        for worker in [worker for worker in self._workers if worker.node in self._leaving and worker.job is None]:
+        for worker in [worker for worker in self._workers if worker.node in self._leaving and not worker.jobs]:
             self._retire(worker, "its node is about to leave the cluster")
         staying = [worker for worker in self._workers if worker.node not in self._leaving]
         surplus = max(0, len(staying) - self._target)
@@ -170,13 +182,13 @@ class RayExecutor:
             self._retire(worker, "the cluster has no room for it any more")
         for _ in range(self._target - len(staying)):
             self._hire()
-        ready = self.slots
+        ready = sum(worker.ready for worker in self._workers)
         unplaced = sum(worker.placing is not None for worker in self._workers)
         self._waiting.note(now, ready, len(self._workers) - ready - unplaced, unplaced)
 
     def _hire(self) -> None:
         actor = TrialWorker.options(num_cpus=self._spec.cpus, num_gpus=self._spec.gpus).remote(  # type: ignore[attr-defined]
-            self._config, self._spec.device, self._spec.cpus, self._cache_dir
+            self._config, self._spec.device, self._spec.cpus, self._cache_dir, self._together
         )
         self._workers.append(_Worker(actor, placing=actor.place.remote(), loading=actor.load.remote()))
 
@@ -191,19 +203,22 @@ class RayExecutor:
         events: list[Event] = []
         for worker in list(self._workers):
             seconds = now - worker.since
-            if worker.job is not None and seconds > (limit := trial_limit(self._timeout, worker.job, self._config)):
+            if worker.jobs and seconds > worker.limit:
                 self._retire(worker, "its trial took too long")
-                events.append(timed_out(worker.job.number, limit, worker.name, seconds))
+                events += [timed_out(number, worker.limit, worker.name, seconds) for number in worker.jobs]
             elif worker.placing is None and worker.loading is not None and seconds > LOAD_SECONDS:
                 self._retire(worker, "it took too long to load")
                 self._count_start_failure(f"worker {worker.name} had not loaded model and data after {LOAD_SECONDS:g} s")
         return events
 
-    def _assign(self) -> None:
+    def _assign(self, fewer: bool = False) -> None:
+        """Start trials on idle workers, each with as many as it runs together, or with `fewer` where there are no more."""
         for worker in self._workers:
-            if self._queue and worker.ready and worker.job is None and worker.node not in self._leaving:
-                worker.job, worker.since = self._queue.pop(0), time.monotonic()
-                worker.events = worker.actor.run.options(num_returns="streaming").remote(worker.job)
+            if worker.idle and worker.node not in self._leaving and len(self._queue) >= (1 if fewer else worker.together):
+                jobs, self._queue = self._queue[: worker.together], self._queue[worker.together :]
+                worker.jobs, worker.since = {job.number: job for job in jobs}, time.monotonic()
+                worker.limit = sum(trial_limit(self._timeout, job, self._config) for job in jobs)
+                worker.events = worker.actor.run.options(num_returns="streaming").remote(jobs)
 
     def _hear(self, worker: _Worker) -> list[Event]:
         try:
@@ -214,14 +229,15 @@ class RayExecutor:
             assert worker.events is not None
             said: Said = ray.get(next(worker.events))
         except StopIteration:
-            worker.job = worker.events = None
+            worker.events = None
             return []
         except RayTaskError as error:  # outside the trial itself
             return self._broken(worker, error)
         except RayError as error:
             return self._lost(worker, error)
         if not isinstance(said.event, Reported):
-            worker.job = worker.events = None
+            del worker.jobs[said.event.number]
+            worker.events = worker.events if worker.jobs else None
         if said.replace is not None:
             logger.warning("worker %s is replaced: %s", worker.name, said.replace)
             self._retire(worker, said.replace)
@@ -231,32 +247,32 @@ class RayExecutor:
         worker.placing, worker.name, worker.node, worker.since = None, place.name, place.node, time.monotonic()
         return []
 
-    def _loaded(self, worker: _Worker, problem: tuple[FailureKind, str] | None) -> list[Event]:
-        if problem is None:
-            worker.loading, self._start_failures = None, 0
-        elif problem[0] == FailureKind.INFRASTRUCTURE:
-            self._retire(worker, problem[1])
-            self._count_start_failure(f"worker {worker.name}: {problem[1].strip().splitlines()[-1]}")
+    def _loaded(self, worker: _Worker, loaded: Loaded) -> list[Event]:
+        if loaded.failure is None:
+            worker.loading, worker.together, self._start_failures = None, loaded.together, 0
+            if loaded.measured is not None:
+                self._observe({"event": "trials_together", "worker": worker.name, "count": loaded.together, **loaded.measured})
+        elif loaded.failure == FailureKind.INFRASTRUCTURE:
+            self._retire(worker, loaded.message)
+            self._count_start_failure(f"worker {worker.name}: {loaded.message.strip().splitlines()[-1]}")
         else:
-            raise ClusterError(f"worker {worker.name} cannot load the study: {problem[1]}")
+            raise ClusterError(f"worker {worker.name} cannot load the study: {loaded.message}")
         return []
 
     def _broken(self, worker: _Worker, error: RayTaskError) -> list[Event]:
         """A worker's own code failed; it is not used again."""
         self._retire(worker, first_line(error))
-        if worker.job is None:
+        if not worker.jobs:
             raise ClusterError(f"a worker cannot start:\n{error}") from None
-        return [Failed(worker.job.number, classify_failure(error.cause), str(error), worker.name)]
+        return [Failed(number, classify_failure(error.cause), str(error), worker.name) for number in worker.jobs]
 
     def _lost(self, worker: _Worker, error: RayError) -> list[Event]:
-        """A worker is gone: forget it (the next poll starts another), and report its trial as lost."""
+        """A worker is gone: forget it (the next poll starts another), and report its trials as lost."""
         self._retire(worker, first_line(error))
         reason = "worker lost" if isinstance(error, RayActorError) else first_line(error)
         if worker.loading is not None and not self._has_left(worker.node):
             self._count_start_failure(first_line(error))
-        if worker.job is None:
-            return []
-        return [Failed(worker.job.number, FailureKind.INFRASTRUCTURE, reason, worker.name)]
+        return [Failed(number, FailureKind.INFRASTRUCTURE, reason, worker.name) for number in worker.jobs]
 
     def _has_left(self, node: str) -> bool:
         """Whether a node is gone: no fault of the workers on it. Of a worker that had no node yet, nobody knows."""

@@ -99,8 +99,6 @@ def check_flags(args: argparse.Namespace) -> None:
         if getattr(args, "final_workers", None) not in (None, 1):
             raise ClusterError(f"--executor in-process has one process; --final-workers {args.final_workers} needs --executor ray")
         resolve_device(args.device)
-    elif args.trials_per_worker != 1:
-        raise ClusterError(f"--trials-per-worker {args.trials_per_worker} needs --executor in-process; on Ray several workers share a GPU: --gpus-per-worker 0.5")
     elif ray_address() is None:
         from workers.cluster import require_gpu
 
@@ -150,6 +148,7 @@ def connect_workers(
     config: StudyConfig, args: argparse.Namespace, stop: StopSignal, stack: contextlib.ExitStack, view: Callable[[dict[str, Any]], None]
 ) -> Callable[[], Any]:
     """Check that there can be workers, connecting to the cluster for it; returns what makes the executor."""
+    together = None if args.trials_per_worker == "auto" else args.trials_per_worker
     if args.executor == "in-process":
         from autoft.executor import InProcessExecutor
         from autoft.models.load import resolve_device
@@ -158,7 +157,7 @@ def connect_workers(
         view({"event": "workers", "count": 1, "device": resolve_device(args.device).type, "threads": threads})
         return lambda: InProcessExecutor(
             config, device=args.device, threads=threads, cache_dir=cache_dir(), should_stop=stop.stops_trials, stages_stop=stop.stops_stages,
-            trial_timeout_seconds=args.trial_timeout, trials_together=None if args.trials_per_worker == "auto" else args.trials_per_worker, observe=view,
+            trial_timeout_seconds=args.trial_timeout, trials_together=together, observe=view,
         )
 
     from workers.capacity import cluster_nodes, plan_on_nodes
@@ -178,5 +177,6 @@ def connect_workers(
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
     return lambda: RayExecutor(
-        config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final=final
+        config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final=final,
+        trials_together=together,
     )

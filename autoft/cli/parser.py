@@ -214,8 +214,8 @@ def _add_run(parser: argparse.ArgumentParser, json_text: str = "one JSON object 
         type=_count_or_auto,
         default=1,
         metavar="N|auto",
-        help="with --executor in-process: trials that run as one program, for models too small to fill a device; auto: as many as are fastest "
-        "there, which is measured first (default: 1)",
+        help="trials that a worker runs as one program, for models too small to fill a device; auto: as many as are fastest there, which is "
+        "measured first (default: 1)",
     )
     parser.add_argument("--threads-per-worker", type=_positive, metavar="N", help="CPU threads of a worker (default: cores / workers)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: auto, a GPU if there is one)")
