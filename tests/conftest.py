@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from storage import leave_embedded
 from tests.studies import TINY_CONVNET, TINY_VIT, write_model
@@ -65,3 +66,10 @@ def _logging() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
     logging.root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _denormals() -> Iterator[None]:
+    """`configure_torch` flushes them to zero in a process of its own; no module finds them gone, in whatever order modules run."""
+    yield
+    torch.set_flush_denormal(False)

@@ -59,6 +59,7 @@ def found(folder: Path, home: Path, study: str) -> tuple[Any, Any]:
     return outcome(trials_of(embedded_url(home).sqlalchemy.render_as_string(), study)), results(folder / "runs" / study)
 
 
+@pytest.mark.slow
 def test_disturbed_in_every_way(folder: Path, home: Path, env: dict[str, str], undisturbed: tuple[Any, Any]) -> None:
     """SIGKILL during the search and the final fine-tune and between stages; SIGTERM; and two signals, the second of which ends it at once."""
     run = launch(folder, env, "disturbed", *IN_PROCESS)
