@@ -2,10 +2,12 @@
 
 The peers are the programs in ../shared/peers, run unchanged (plain Optuna with two threads; Ray Tune with OptunaSearch and two one-core
 trials at a time), each in a process of its own, on the same model, images, steps, batch, search space and evaluation as the service,
-which runs on a local Ray with two one-thread workers. All of them take turns on one machine.
+which runs on a local Ray with two one-thread workers, once without pruning and once with the pruner of its study file. All of them take
+turns on one machine.
 
-    trials_vs_PEER          trials per hour of the service without pruning / of the peer
-    time_to_score_vs_PEER   the peer's seconds / the service's seconds to the same confirmed score
+    trials_vs_PEER                    trials per hour of the service without pruning / of the peer
+    time_to_score_vs_PEER             the peer's seconds / the service's seconds to the same confirmed score, as the study file has it
+    time_to_score_unpruned_vs_PEER    the same without pruning
 
 The confirmed score of a configuration is the mean of `CONFIRM` runs with fresh seeds by the peers' own `trial.run`, for everybody; a
 system's confirmed score at a moment is that of the trial that leads at this moment. "The same" is what the peer's leader has when the
@@ -46,6 +48,7 @@ TERMS = {
     "l2init": "l2_init",
 }
 CONFIRM = 3
+SERVICES = {"service": "none", "service_pruned": "hyperband"}  # the pruner of each; the second is the default
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a system: its trials in the order in which they ended, seconds in all, and the peak of its processes' memory."""
+    """One run of a system: its complete trials in the order in which they ended, seconds in all, peak memory of its processes, and how many trials it ran."""
 
     trials: Sequence[Ended]
     seconds: float
     memory_bytes: int
+    ran: int
 
     def leaders(self) -> list[Ended]:
         """The trials that led when they ended."""
@@ -86,7 +90,8 @@ def main() -> None:
     if args.peer is not None:
         return _run_peer(args.peer, args.trials, args.steps)
     with tempfile.TemporaryDirectory(prefix="autoft-bench-", dir="/tmp") as folder:
-        rounds = [_round(Path(folder), seed, args.trials, args.steps) for seed in range(args.rounds)]
+        confirmed = Confirmed(args.steps)
+        rounds = [_round(Path(folder), seed, args.trials, args.steps, confirmed) for seed in range(args.rounds)]
     figures = summarise(rounds)
     for name, figure in figures.items():
         print(name, json.dumps(figure, indent=1))
@@ -104,18 +109,18 @@ def versions() -> dict[str, str]:
     return dict(package_versions())
 
 
-def _round(folder: Path, seed: int, trials: int, steps: int) -> dict[str, Any]:
+def _round(folder: Path, seed: int, trials: int, steps: int, confirmed: "Confirmed") -> dict[str, Any]:
     """Every system once; its trials and its leaders' confirmed scores."""
     systems: dict[str, Callable[[], Measured]] = {
-        "service": lambda: measure_service(folder / f"service-{seed}", seed, trials, steps),
+        **{name: (lambda name=name: measure_service(folder / f"{name}-{seed}", seed, trials, steps, SERVICES[name])) for name in SERVICES},  # type: ignore[misc]
         **{peer: (lambda peer=peer: measure_peer(peer, folder, trials, steps)) for peer in PEERS},  # type: ignore[misc]
     }
     turn = list(systems)[seed % len(systems) :] + list(systems)[: seed % len(systems)]
     measured = {name: systems[name]() for name in turn}
     found = {}
     for name, run in measured.items():
-        leaders = [{**asdict(leader), "confirmed": confirm(leader.configuration, steps)} for leader in run.leaders()]
-        found[name] = {"seconds": run.seconds, "memory_bytes": run.memory_bytes, "trials": len(run.trials), "leaders": leaders}
+        leaders = [{**asdict(leader), "confirmed": confirmed(leader.configuration)} for leader in run.leaders()]
+        found[name] = {"seconds": run.seconds, "memory_bytes": run.memory_bytes, "trials": run.ran, "complete": len(run.trials), "leaders": leaders}
         print(f"round {seed}: {name} {run.seconds:.1f} s, best {leaders[-1]['score']:.3f}, confirmed {leaders[-1]['confirmed']:.3f}", flush=True)
     return found
 
@@ -130,7 +135,7 @@ def measure_peer(peer: str, folder: Path, trials: int, steps: int) -> Measured:
     seconds = time.time() - started
     rows = json.loads(out.read_text())
     ended = [Ended(row["ended"] - started, row["score"], row["configuration"]) for row in rows]
-    return Measured(sorted(ended, key=lambda trial: trial.seconds), seconds, memory)
+    return Measured(sorted(ended, key=lambda trial: trial.seconds), seconds, memory, len(ended))
 
 
 def _run_peer(peer: str, trials: int, steps: int) -> None:
@@ -148,13 +153,13 @@ def _run_peer(peer: str, trials: int, steps: int) -> None:
     Path(os.environ["BENCH_OUT"]).write_text(json.dumps(rows))
 
 
-def measure_service(folder: Path, seed: int, trials: int, steps: int) -> Measured:
+def measure_service(folder: Path, seed: int, trials: int, steps: int, pruner: str) -> Measured:
     """`autoft launch` on a fresh home and cache, until its last trial has ended; what follows the search is not timed."""
     folder.mkdir()
     changes = {
         "search.n_trials": trials,
         "search.seed": seed,
-        "search.pruner": "none",
+        "search.pruner": pruner,
         "trial.steps": steps,
         "final.epochs": 1,
         "wise_ft.alphas": "[0.0, 1.0]",
@@ -165,18 +170,19 @@ def measure_service(folder: Path, seed: int, trials: int, steps: int) -> Measure
     command += ["--workers", "2", "--threads-per-worker", "1", "--device", "cpu", "--json", "--runs", str(folder / "runs")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOFT_", "RAY_"))}
     home = {"AUTOFT_HOME": str(folder / "home"), "AUTOFT_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(HERE.parent)}
-    started, ended = time.time(), list[Ended]()
+    started, ended, last = time.time(), list[Ended](), [0.0]
 
     def heard(line: str) -> bool:
         event = json.loads(line)
+        if event["event"] == "trial_ended":
+            last[0] = time.time() - started
         if event["event"] == "trial_ended" and event["state"] == "complete":
-            ended.append(Ended(time.time() - started, event["score"], {"number": event["trial"]}))
+            ended.append(Ended(last[0], event["score"], {"number": event["trial"]}))
         return event["event"] == "trial_ended" and event["finished"] >= trials
 
     memory = _run(command, {**clean, **home}, heard)
-    seconds = time.time() - started if not ended else ended[-1].seconds
     configurations = _configurations(folder / "home")
-    return Measured([Ended(trial.seconds, trial.score, configurations[int(trial.configuration["number"])]) for trial in ended], seconds, memory)
+    return Measured([Ended(trial.seconds, trial.score, configurations[int(trial.configuration["number"])]) for trial in ended], last[0], memory, trials)
 
 
 def _configurations(home: Path) -> dict[int, dict[str, float]]:
@@ -229,6 +235,20 @@ def _memory(pid: int) -> int:
     return total
 
 
+class Confirmed:
+    """The mean score of fresh runs of a configuration by the peers' own program; each configuration is run once, for a run depends on nothing else."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._known: dict[str, float] = {}
+
+    def __call__(self, configuration: Mapping[str, float]) -> float:
+        key = json.dumps(dict(configuration), sort_keys=True)
+        if key not in self._known:
+            self._known[key] = confirm(configuration, self._steps)
+        return self._known[key]
+
+
 def confirm(configuration: Mapping[str, float], steps: int) -> float:
     """The mean score of fresh runs by the peers' own program."""
     code = (
@@ -246,8 +266,8 @@ def summarise(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The figures over all rounds; a round in which the service does not reach the peer's score counts as no time at all, and is told."""
     figures: dict[str, dict[str, Any]] = {}
     for peer in PEERS:
-        per_hour = {name: [found[name]["trials"] / found[name]["seconds"] * 3600 for found in rounds] for name in ("service", peer)}
-        memory = {name: [found[name]["memory_bytes"] for found in rounds] for name in ("service", peer)}
+        per_hour = {name: [found[name]["trials"] / found[name]["seconds"] * 3600 for found in rounds] for name in (*SERVICES, peer)}
+        memory = {name: [found[name]["memory_bytes"] for found in rounds] for name in (*SERVICES, peer)}
         ratios = [ours / theirs for ours, theirs in zip(per_hour["service"], per_hour[peer], strict=True)]
         figures[f"trials_vs_{peer}"] = {
             "value": statistics.median(ratios),
@@ -255,11 +275,12 @@ def summarise(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "trials_per_hour": {name: spread(values) for name, values in per_hour.items()},
             "peak_memory_bytes": {name: max(values) for name, values in memory.items()},
         }
-        times = [time_to_score(found["service"], found[peer]) for found in rounds]
-        reached = [ratio for ratio in times if ratio is not None]
-        # A round that never gets there is slower than any that does: the median is taken with its ratio as 0.
-        value = statistics.median([ratio or 0.0 for ratio in times])
-        figures[f"time_to_score_vs_{peer}"] = {"value": value or None, "reached": len(reached), "rounds": len(times), "ratios": times}
+        for name, system in ((f"time_to_score_vs_{peer}", "service_pruned"), (f"time_to_score_unpruned_vs_{peer}", "service")):
+            times = [time_to_score(found[system], found[peer]) for found in rounds]
+            reached = [ratio for ratio in times if ratio is not None]
+            # A round that never gets there is slower than any that does: the median is taken with its ratio as 0.
+            value = statistics.median([ratio or 0.0 for ratio in times])
+            figures[name] = {"value": value or None, "reached": len(reached), "rounds": len(times), "ratios": times}
     return figures
 
 

@@ -1,11 +1,12 @@
 """What a trial costs through the service over its steps in a bare hot loop: `make bench`, or `python -m benches.trial_overhead`.
 
-Three figures, each a ratio of things measured in turns within one run on the PACS study (16 steps, batch 64, the paper's whole search
+Four figures, each a ratio of things measured in turns within one run on the PACS study (16 steps, batch 64, the paper's whole search
 space, Postgres):
 
     overhead_in_process   seconds a trial, in-process executor / seconds a bare trial, same process, ratio of medians over blocks
     overhead_ray          the same through Ray with one worker
     scaling_2_workers     trials per second of two one-thread Ray workers / of two one-thread bare loops side by side
+    naive_over_bare       seconds of a trial as people write it (../shared/peers/trial.py: model and images loaded in each) / of a bare trial
 
 Service trials run in blocks of five, each a search from its first question to its last word to the database, so that asking, telling, journal
 and database count. After each block the same hyperparameters run in the bare loop, while the workers idle.
@@ -40,16 +41,18 @@ from autoft.pipeline import package_versions
 from autoft.search import Coordinator
 from benches.bare_loop import Hot, bare_trial, load_hot
 from benches.figures import CORES, HERE, hardware, spread, write
+from benches.peers import TERMS
 from storage import embedded_url, open_study
 
 BLOCK = 5  # trials
-FIGURES = ["overhead_in_process", "scaling_2_workers", "overhead_ray"]
+FIGURES = ["overhead_in_process", "scaling_2_workers", "overhead_ray", "naive_over_bare"]
+SHARED = HERE.parents[1] / "shared"
 
 
 def main() -> None:
     """Run all three measurements and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=HERE.parents[1] / "shared" / "examples" / "pacs.yaml")
+    parser.add_argument("--study", type=Path, default=SHARED / "examples" / "pacs.yaml")
     parser.add_argument("--trials", type=int, default=50, help="timed trials of each measurement (default: 50)")
     parser.add_argument("--threads", type=int, default=CORES, help="threads of the one-worker measurements")
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES, help="measure these figures; the record keeps the others")
@@ -68,6 +71,7 @@ def main() -> None:
         "overhead_in_process": lambda: measure_pairs(config, args, cache, _in_process),
         "scaling_2_workers": lambda: measure_scaling(config, args, cache),
         "overhead_ray": lambda: measure_pairs(config, args, cache, _on_ray(1, args.threads)),
+        "naive_over_bare": lambda: measure_naive(config, args, cache),
     }
     for name in args.only:
         record["figures"][name] = {"trials": args.trials, **measurements[name]()}
@@ -141,6 +145,31 @@ def measure_scaling(config: StudyConfig, args: argparse.Namespace, cache: Path) 
         "service_block_seconds": spread(service[1:]),
         "bare_block_seconds": spread(bare[1:]),
     }
+
+
+def measure_naive(config: StudyConfig, args: argparse.Namespace, cache: Path) -> dict[str, Any]:
+    """Trials as a competent user writes them around open_clip, and bare ones, in turns, the same hyperparameters in both."""
+    from autoft.search_space import sample_hyperparameters
+
+    sys.path.insert(0, str(SHARED / "peers"))
+    from trial import run  # type: ignore[import-not-found]
+
+    torch.set_num_threads(args.threads)
+    hot = hot_inputs(config, cache)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    names = {ours: theirs for theirs, ours in TERMS.items()}
+    folders = [str(SHARED / path) for path in ("checkpoints/mnv2-clip-64", "data/pacs/photo/train", "data/pacs/art_painting/val")]
+    naive, bare = list[float](), list[float]()
+    for _ in range(max(2, args.trials // BLOCK)):
+        hp = sample_hyperparameters(study.ask(), config.search_space)
+        theirs = {"lr": hp.lr, "wd": hp.weight_decay, "seed": hp.seed} | {names[term]: weight for term, weight in hp.loss_weights.items() if term in names}
+        started = time.perf_counter()
+        run(theirs, *folders, config.trial.steps, config.trial.batch_size, args.threads)
+        naive.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        _bare(hot, config, hp)
+        bare.append(time.perf_counter() - started)
+    return {"value": statistics.median(naive[1:]) / statistics.median(bare[1:]), "naive_seconds": spread(naive[1:]), "bare_seconds": spread(bare[1:])}
 
 
 class _Watched(Coordinator):
