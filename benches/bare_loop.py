@@ -40,6 +40,9 @@ def load_hot(model_name: str, pixels: Tensor, labels: Tensor, val_pixels: Tensor
         head.weight.copy_(torch.stack(rows) * clip.logit_scale.exp())
         head.bias.zero_()
     clip = clip.to(memory_format=torch.channels_last)
+    for module in clip.modules():
+        if isinstance(module, nn.Hardtanh):
+            module.inplace = False  # in place, autograd copies the input before it is overwritten
     cfg = clip.visual.preprocess_cfg
     state = [tensor.detach().clone() for tensor in _state(clip, head)]
     mean, std = (torch.tensor(cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))

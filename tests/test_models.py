@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoft.config import ModelConfig
 from autoft.errors import ModelError
@@ -369,3 +370,32 @@ def test_captions_are_those_of_the_example(loaded: LoadedModel) -> None:
     tokens, index = bank.pick(examples, torch.tensor([0, 0, 0]), torch.Generator())
     assert torch.equal(tokens[index], loaded.tokenizer([captions[i] for i in examples]))
     assert len(tokens) == 2
+
+
+class CountsCopies(TorchDispatchMode):
+    """Counts the tensors that are copied whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.copies += func is torch.ops.aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_activations_copy_nothing_and_come_to_the_same_to_the_bit(tiny_convnet: Path) -> None:
+    theirs = open_clip.create_model(f"local-dir:{tiny_convnet}").train()
+    ours = load_model(ModelConfig(name=f"local-dir:{tiny_convnet}")).clip.train()
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (theirs, ours):
+        with CountsCopies() as count:
+            features = model.encode_image(images)
+            features.square().sum().backward()
+        found.append((count.copies, features, [parameter.grad for parameter in model.visual.parameters()]))
+    (copies, features, gradients), (fewer, same, as_well) = found
+    assert copies >= 20  # the model is one that such activations cost something
+    assert fewer == 0
+    assert torch.equal(features, same)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, as_well, strict=True))
