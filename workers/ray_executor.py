@@ -228,9 +228,8 @@ class RayExecutor:
                 return self._loaded(worker, ray.get(worker.loading))
             assert worker.events is not None
             said: Said = ray.get(next(worker.events))
-        except StopIteration:
-            worker.events = None
-            return []
+        except StopIteration:  # before all its trials had ended
+            return self._lost(worker, ClusterError("it ended without a word"))
         except RayTaskError as error:  # outside the trial itself
             return self._broken(worker, error)
         except RayError as error:
@@ -266,7 +265,7 @@ class RayExecutor:
             raise ClusterError(f"a worker cannot start:\n{error}") from None
         return [Failed(number, classify_failure(error.cause), str(error), worker.name) for number in worker.jobs]
 
-    def _lost(self, worker: _Worker, error: RayError) -> list[Event]:
+    def _lost(self, worker: _Worker, error: RayError | ClusterError) -> list[Event]:
         """A worker is gone: forget it (the next poll starts another), and report its trials as lost."""
         self._retire(worker, first_line(error))
         reason = "worker lost" if isinstance(error, RayActorError) else first_line(error)
