@@ -89,17 +89,22 @@ def main() -> None:
     args = parser.parse_args()
     if args.peer is not None:
         return _run_peer(args.peer, args.trials, args.steps)
+    confirmed, rounds = Confirmed(args.steps), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="autoft-bench-", dir="/tmp") as folder:
-        confirmed = Confirmed(args.steps)
-        rounds = [_round(Path(folder), seed, args.trials, args.steps, confirmed) for seed in range(args.rounds)]
-    figures = summarise(rounds)
+        for seed in range(args.rounds):
+            rounds.append(_round(Path(folder), seed, args.trials, args.steps, confirmed))
+            figures = summarise(rounds)
+            if not args.dry_run:
+                _write(figures, rounds, args)  # after every round: the whole takes most of an hour
     for name, figure in figures.items():
         print(name, json.dumps(figure, indent=1))
-    if not args.dry_run:
-        setting = {"trials": args.trials, "steps": args.steps, "batch_size": 64, "confirm_runs": CONFIRM, "data": "PACS: photo to art painting"}
-        record = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": versions(), "setting": setting, "figures": figures}
-        named = {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}
-        print(write({**record, "rounds": rounds}, "peers", named))
+
+
+def _write(figures: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    setting = {"trials": args.trials, "steps": args.steps, "batch_size": 64, "confirm_runs": CONFIRM, "data": "PACS: photo to art painting"}
+    record = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": versions(), "setting": setting, "figures": figures}
+    named = {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}
+    write({**record, "rounds": rounds}, "peers", named)
 
 
 def versions() -> dict[str, str]:
