@@ -22,10 +22,13 @@ from autoft.collective import share, share_of
 from autoft.config import FinalConfig, ScheduleName, TrialConfig
 from autoft.gradients import Batch, StepLoss, most_parts, restore_statistics, running_statistics
 from autoft.losses import needs_text
-from autoft.models.state import trainable_parameters
+from autoft.models import copy_state
+from autoft.models.shards import gathered, held_everywhere, own_state, parts_of
 from autoft.on_device import sent
 from autoft.optim import lr_multiplier
+from autoft.own_weights import OwnWeights
 from autoft.search_space import Hyperparameters
+from autoft.shardable import check_shardable
 from autoft.shared_gradients import SharedStepLoss, check_shares
 from autoft.start import start_from, training_mode, training_pool
 from autoft.update import Update
@@ -60,8 +63,10 @@ class Step:
     terms: each term's unweighted value at the weights the step started from. The weight norms are among them if `finetune` was told to
         `report_norms`; they count in training in any case.
     optimizer: as it is after the step.
-    average: moving average of the floating entries of the model's state, by name; None without `averaging`.
+    average: moving average of the floating entries of the model's state, by name, of sharded ones this process's part; None without
+        `averaging`.
     split: how its batch was computed.
+    weights: what the optimizer steps; None for trials in lock step, whose state nobody keeps.
     """
 
     number: int
@@ -70,6 +75,7 @@ class Step:
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor] | None = None
     split: Split = WHOLE
+    weights: OwnWeights | None = None
 
 
 class Diverged(ArithmeticError):
@@ -110,30 +116,33 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
     the score.
 
     Raises:
-        ConfigError: the hyperparameters contradict each other, or need what the study does not have.
+        ConfigError: the hyperparameters contradict each other, or need what the study does not have, or what sharded weights do not allow.
         torch.OutOfMemoryError: a step does not fit the memory in whatever parts, or what goes with the model does not. The next fine-tune
             can do as if nothing had happened.
     """
     hp, model, collective = recipe.hyperparameters, workspace.model, workspace.collective
     batch_size = min(recipe.batch_size, len(training_pool(workspace, hp)))
     check_shares(workspace, batch_size)
+    if workspace.sharded:
+        check_shardable(hp)
     start_from(workspace, hp)
-    collective.copy_from_first(list(model.state_dict().values()))  # a linear probe may be fitted otherwise by another kind of processor
-    kind = StepLoss if collective.size == 1 else SharedStepLoss
-    step_loss = kind(workspace, hp, trainable_parameters(model), workspace.zero_shot.parameters_of(model))
+    collective.copy_from_first(held_everywhere(model))  # a probe, or a head, may round otherwise on another kind of processor
+    weights = OwnWeights(model, workspace.zero_shot, collective)
+    alone = collective.size == 1
+    step_loss = StepLoss(workspace, hp, weights.parameters, weights.anchor) if alone else SharedStepLoss(workspace, hp, weights)
     most = most_parts(workspace, len(range(batch_size)[share(batch_size, 0, collective.size)]))
 
     def gradients(step: int, parts: int) -> tuple[Tensor, Mapping[str, Tensor], Split]:
         return step_loss.add_gradients(draw_batch(workspace, recipe, step), parts, report_norms)
 
     state = None if resume is None else resume["optimizer"]
-    update = Update.of(workspace, hp, recipe.steps, gradients, most, state)
+    update = Update.of(workspace, hp, weights, recipe.steps, gradients, most, state)
     first = 0
     if resume is not None:
         first = restore_training_state(workspace, update, resume)
         resume = state = None  # frees a second copy of the model and its optimizer state
     if recipe.steps == 0:
-        yield Step(0, torch.zeros((), device=workspace.device), {}, update.optimizer)
+        yield Step(0, torch.zeros((), device=workspace.device), {}, update.optimizer, weights=weights)
     statistics = running_statistics(workspace)
 
     def undo() -> None:
@@ -151,7 +160,7 @@ def finetune(workspace: Workspace, recipe: Recipe, resume: Mapping[str, Any] | N
         update.step(step, lr_multiplier(step, recipe.steps, recipe.warmup_steps, recipe.schedule), recipe.clip_grad_norm)
         if model.logit_scale.requires_grad:
             model.logit_scale.data.clamp_(0, MAX_LOG_LOGIT_SCALE)
-        yield Step(step + 1, loss.detach(), terms, update.optimizer, update.average, split)
+        yield Step(step + 1, loss.detach(), terms, update.optimizer, update.average, split, weights)
 
 
 def draw_batch(workspace: Workspace, recipe: Recipe, step: int) -> Batch:
@@ -209,23 +218,25 @@ def check_finite(losses: list[Tensor], step: int) -> float:
 
 
 def training_state(workspace: Workspace, step: Step) -> dict[str, Any]:
-    """Everything `finetune` needs to go on after `step`: tensors and plain numbers only.
+    """Everything `finetune` needs to go on after `step`: tensors and plain numbers only, of whole weights.
 
-    The tensors are the live ones: save or copy them before the next step.
+    The tensors are the live ones: save or copy them before the next step. Those of sharded weights are copies on the CPU, which all processes
+    must ask for and the first one alone gets.
     """
-    average = {} if step.average is None else {"average": dict(step.average)}
-    return {
-        "step": step.number,
-        "model": dict(workspace.model.state_dict()),
-        "optimizer": step.optimizer.state_dict(),
-        "batch_split": workspace.batch_split,
-        **average,
-    }
+    state: dict[str, Any] = {"step": step.number, "batch_split": workspace.batch_split}
+    if workspace.sharded:
+        assert step.weights is not None
+        model, wanted = workspace.model, workspace.collective.rank == 0
+        state["model"] = gathered(own_state(model), model, wanted)
+        state["optimizer"] = step.weights.whole_optimizer_state(step.optimizer, wanted)
+        return state if step.average is None else {**state, "average": gathered(step.average, model, wanted)}
+    state["model"], state["optimizer"] = dict(workspace.model.state_dict()), step.optimizer.state_dict()
+    return state if step.average is None else {**state, "average": dict(step.average)}
 
 
 def restore_training_state(workspace: Workspace, update: Update, state: Mapping[str, Any]) -> int:
-    """Load what `training_state` returned; the number of steps already done."""
-    workspace.model.load_state_dict(state["model"])
+    """Load what `training_state` returned, with however many processes; the number of steps already done."""
+    copy_state(workspace.model, parts_of(state["model"], workspace.model) if workspace.sharded else state["model"])
     update.load(state["optimizer"], state.get("average"))
-    workspace.batch_split = int(state.get("batch_split", 1))  # steps go on as they would have, to the bit
+    workspace.batch_split = int(state.get("batch_split", 1))  # steps go on as they would have, to the bit; sharded weights ignore it
     return int(state["step"])

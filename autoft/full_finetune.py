@@ -17,6 +17,7 @@ from autoft.evaluate import NonFiniteScore
 from autoft.finetune import Diverged, Recipe, Step, check_finite, finetune, training_state
 from autoft.memory import PeakMemory
 from autoft.models import copy_state
+from autoft.models.shards import gathered, parts_of
 from autoft.models.state import State, snapshot
 from autoft.scoring import as_scored
 from autoft.state_writer import StateWriter
@@ -46,7 +47,7 @@ class FullFinetune:
         self._workspace, self._method, self._recipe = workspace, method, recipe
         self._saved, self._key, self._emit, self._check_stop = saved, key, emit, check_stop
         self._writer = StateWriter(saved)
-        self._first = workspace.collective.rank == 0
+        self._first, self._sharded = workspace.collective.rank == 0, workspace.sharded
         self._epochs: list[dict[str, float]] = []
         self._losses: list[Tensor] = []  # of the present epoch's steps
         self._best: dict[str, Tensor] = {}
@@ -59,7 +60,7 @@ class FullFinetune:
     def run(self) -> tuple[State, dict[str, Any]]:
         """Train; the weights of the best epoch on VAL_ID, and the record. Raises TrialCodeError if it diverges, or what `check_stop` does.
 
-        An epoch's `train_loss` is of the terms that read the data: the weight norms' values are not computed while training.
+        Each process gets its own parts of sharded weights. An epoch's `train_loss` is of the terms that read the data: the weight norms' values are not computed while training.
         """
         try:
             return self._run()
@@ -88,7 +89,7 @@ class FullFinetune:
                 if step.number % steps_per_epoch == 0:
                     self._end_epoch(step, step.number // steps_per_epoch, check_finite(self._losses, step.number))
                     self._losses.clear()
-                if unfinished and (step.number % steps_per_epoch == 0 or (now - stored > STORE_SECONDS and not self._writer.busy)):
+                if unfinished and (step.number % steps_per_epoch == 0 or self._is_time(now - stored)):
                     stored = now
                     self._store(step, started)
                 if unfinished:
@@ -143,25 +144,35 @@ class FullFinetune:
     def _progress(self, step: int) -> None:
         self._emit({"event": "stage_progress", "stage": self._method, "done": step, "of": self._recipe.steps})
 
+    def _is_time(self, seconds: float) -> bool:
+        """Whether to write the state in the middle of an epoch, so many seconds after the last time. Of sharded weights the first process decides."""
+        due = seconds > STORE_SECONDS and not self._writer.busy
+        return any_of(self._workspace.collective, self._first and due) if self._sharded else due
+
     def _store(self, step: Step, started: float) -> None:
-        """Begin to write the training state; see `StateWriter`."""
+        """Begin to write the training state; see `StateWriter`. Sharded weights are brought together for it, so all processes wait."""
+        if not (self._first or self._sharded):
+            return
+        training, best = training_state(self._workspace, step), self._best  # the best is made anew for each epoch, never changed
+        if self._sharded:
+            best = gathered(best, self._workspace.model, self._first)
         if not self._first:
             return
         self._peak = max(self._peak, self._memory.bytes() or 0)
         losses = torch.stack(self._losses) if self._losses else torch.empty(0)
         state = {
             "key": self._key,
-            "training": training_state(self._workspace, step),
+            "training": training,
             "losses": losses,
             "epochs": json.dumps(self._epochs),
             "best_epoch": self._best_epoch,
-            "best": self._best,  # made anew for each epoch, never changed
+            "best": best,
             "seconds": self._seconds + time.perf_counter() - started,
             "peak": self._peak,
             "split_parts": self._split.parts,
             "split_exact": self._split.exact,
         }
-        self._writer.write(state, live=("training",))
+        self._writer.write(state, live=() if self._sharded else ("training",))
 
     def _load(self) -> dict[str, Any] | None:
         """The training state of an earlier run of the very same fine-tune, if there is one."""
@@ -174,7 +185,9 @@ class FullFinetune:
             return None
         self._epochs = json.loads(stored["epochs"])
         self._best_epoch, self._best, self._seconds = stored["best_epoch"], stored["best"], stored["seconds"]
-        self._losses = list(stored.get("losses", ()))
+        if self._sharded:
+            self._best = parts_of(self._best, self._workspace.model)
+        self._losses = [loss.to(self._workspace.device) for loss in stored.get("losses", ())]
         self._peak = stored.get("peak", 0)
         self._split = Split(stored.get("split_parts", 1), stored.get("split_exact", True))
         training: dict[str, Any] = stored["training"]
@@ -183,8 +196,10 @@ class FullFinetune:
     def _read(self) -> dict[str, Any] | None:
         if not self._saved.is_file():
             return None
+        # Sharded weights are cut out of the file, which is mapped and not read: whole ones need not fit the device.
+        device = torch.device("cpu") if self._sharded else self._workspace.device
         try:
-            stored = torch.load(self._saved, map_location=self._workspace.device, weights_only=True)
+            stored = torch.load(self._saved, map_location=device, mmap=self._sharded, weights_only=True)
         except Exception as error:
             logger.warning("%s cannot be read (%s); %s starts again", self._saved, error, self._method)
             return None

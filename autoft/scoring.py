@@ -8,6 +8,7 @@ import torch
 from autoft.batch_norm import reestimate_batch_norm
 from autoft.finetune import Step
 from autoft.models import copy_state, interpolate, zero_shot_head
+from autoft.models.shards import own_state
 from autoft.models.state import snapshot
 from autoft.search_space import Hyperparameters
 from autoft.workspace import Workspace
@@ -31,7 +32,7 @@ def as_scored(workspace: Workspace, hyperparameters: Hyperparameters, step: Step
             copy_state(model, {**trained, **step.average})
         refresh_head(workspace, hp)
         if hp.alpha != 1.0:
-            copy_state(model, interpolate(workspace.zero_shot.tensors, model.state_dict(), hp.alpha))
+            copy_state(model, interpolate(workspace.zero_shot.tensors, own_state(model), hp.alpha))
         if step.average is not None or 0.0 < hp.alpha < 1.0:
             reestimate_batch_norm(workspace)
         yield

@@ -3,7 +3,8 @@
 Every process runs the towers on its own examples. A term that is a mean over examples is computed on them and counted by their share. For
 a term that couples examples the features of all are gathered, and every process computes it of the whole batch; gradients flow into its
 own features only (and into the temperature in the first process only), so that the sum over the processes is the gradient, with no
-exchange in the backward pass. Then gradients are added up, and the weight norms' are added once, everywhere. See docs/adr/0017.
+exchange in the backward pass. Then gradients are added up, and the weight norms' are added once, everywhere. See docs/adr/0017. Sharded
+weights (docs/adr/0021) exchange within both passes: weights before, and gradients, added up, after a block of a tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from autoft.batch_split import Split
-from autoft.collective import share, share_of, together
+from autoft.collective import share, share_of
 from autoft.errors import ConfigError
 from autoft.gradients import Batch, StepLoss, kept_statistics, model_draws, trained_batch_norm
 from autoft.losses import METHOD_TERMS, TERMS, StepOutputs, accumulate, couples_examples, needs_of, weighted_loss
-from autoft.losses.weight_norms import NORM_ORDERS, add_norm_gradients, norm_values
+from autoft.losses.weight_norms import NORM_ORDERS
+from autoft.own_weights import OwnWeights
 from autoft.search_space import Hyperparameters
 from autoft.teacher import method_outputs
 from autoft.workspace import Workspace
@@ -36,11 +38,9 @@ class _Features:
 class SharedStepLoss(StepLoss):
     """`StepLoss` in one of several processes, all of which call it for the same batch."""
 
-    def __init__(
-        self, workspace: Workspace, hyperparameters: Hyperparameters, parameters: Sequence[Tensor], anchor: Sequence[Tensor]
-    ) -> None:
-        super().__init__(workspace, hyperparameters, parameters, anchor)
-        weights = self._weights
+    def __init__(self, workspace: Workspace, hyperparameters: Hyperparameters, own: OwnWeights) -> None:
+        super().__init__(workspace, hyperparameters, own.parameters, own.anchor)
+        self._own, weights = own, self._weights
         self._norms = {term: weights[term] for term in NORM_ORDERS if term in weights}
         self._coupled = {term: weights[term] for term in TERMS if term in weights and couples_examples([term])}
         self._means = {term: weights[term] for term in TERMS if term in weights and term not in {*self._norms, *self._coupled}}
@@ -54,7 +54,7 @@ class SharedStepLoss(StepLoss):
         Raises:
             torch.OutOfMemoryError: memory ran out here or in another process.
         """
-        workspace, collective = self._workspace, self._workspace.collective
+        workspace, collective, weights = self._workspace, self._workspace.collective, self._own
         rows = share_of(collective, len(batch.examples))
         own = replace(batch, examples=batch.examples[rows], labels=batch.labels[rows], tokens=None, text_index=None)
         torch.manual_seed(torch.initial_seed() + collective.rank)  # dropout: no two shares get the same mask
@@ -62,13 +62,14 @@ class SharedStepLoss(StepLoss):
         if self._coupled:
             total, values = self._with_gathered(batch, own, parts)
         else:
-            total, values = together(collective, lambda: self._own_means(batch, own, parts))
+            total, values = workspace.together(lambda: self._own_means(batch, own, parts))
         random = not all(map(torch.equal, before, model_draws(workspace)))
+        weights.take_gradients()
         self._add_up([total, *values.values()])
         if self._norms:
-            add_norm_gradients(self._parameters, self._anchor, self._norms)
+            weights.add_norm_gradients(self._norms)
         if self._norms and with_norms:
-            found = norm_values(self._parameters, self._anchor, tuple(self._norms))
+            found = weights.norm_values(tuple(self._norms))
             total, values = total + torch.stack([self._norms[name] * found[name] for name in found]).sum(), values | found
         split = Split(parts, exact=not random and not trained_batch_norm(workspace))
         return total, {name: values[name] for name in TERMS if name in values}, split
@@ -83,7 +84,7 @@ class SharedStepLoss(StepLoss):
     def _with_gathered(self, batch: Batch, own: Batch, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
         """All terms, some of which look at the whole batch: likewise."""
         workspace, collective = self._workspace, self._workspace.collective
-        features = together(collective, lambda: self._features(batch, own, parts))
+        features = workspace.together(lambda: self._features(batch, own, parts))
         images, logits = (collective.gathered(found, len(batch.examples)) for found in (features.images, features.logits))
         texts = None if features.texts is None or batch.tokens is None else collective.gathered(features.texts, len(batch.tokens))
         scale = workspace.model.logit_scale.exp()
@@ -116,7 +117,7 @@ class SharedStepLoss(StepLoss):
             # All processes have computed the coupled terms: they count once.
             return total + first * coupled.detach(), means | {name: first * value for name, value in values.items()}
 
-        return together(collective, backward)
+        return workspace.together(backward)
 
     def _features(self, batch: Batch, own: Batch, parts: int) -> _Features:
         """The towers on this process's examples and on its share of the batch's distinct texts."""
@@ -131,7 +132,12 @@ class SharedStepLoss(StepLoss):
                 logits = model.head(images)
             if batch.tokens is not None:
                 tokens = batch.tokens[share_of(workspace.collective, len(batch.tokens))]
-                texts = self._text_tower(tokens, min(parts, len(tokens))) if len(tokens) else head.new_zeros(0, head.shape[1])
+                if len(tokens):
+                    texts = self._text_tower(tokens, min(parts, len(tokens)))
+                elif workspace.sharded:  # the others need this process's part of the weights
+                    texts = self._text_tower(batch.tokens[:1], 1)[:0]
+                else:
+                    texts = head.new_zeros(0, head.shape[1])
         wide = torch.promote_types(head.dtype, torch.float32)
         return _Features(images.to(wide), logits.to(wide), None if texts is None else texts.to(wide), slices)
 
@@ -160,11 +166,14 @@ class SharedStepLoss(StepLoss):
         return zero, {name: zero.clone() for name in self._means}
 
     def _add_up(self, values: Sequence[Tensor]) -> None:
-        """Sum gradients and values over the processes. A parameter without a gradient anywhere keeps none, so the optimizer skips it."""
-        collective = self._workspace.collective
-        there = collective.largest([parameter.grad is not None for parameter in self._parameters])
+        """Sum gradients and values over the processes. A parameter without a gradient anywhere keeps none, so the optimizer skips it.
+
+        The backward pass has summed those of sharded parameters.
+        """
+        collective, everywhere = self._workspace.collective, self._own.everywhere
+        there = collective.largest([parameter.grad is not None for parameter in everywhere])
         gradients = []
-        for parameter, anywhere in zip(self._parameters, there, strict=True):
+        for parameter, anywhere in zip(everywhere, there, strict=True):
             if anywhere:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -181,9 +190,17 @@ class SharedStepLoss(StepLoss):
 
 
 def check_shares(workspace: Workspace, batch_size: int) -> None:
-    """Raise ConfigError if a batch of that size cannot be shared among the processes: BatchNorm that trains needs two examples in each."""
+    """Raise ConfigError if a batch of that size cannot be shared among the processes.
+
+    BatchNorm that trains needs two examples in each, sharded weights one: all processes must take part in a tower's passes.
+    """
     size = workspace.collective.size
     smallest = len(range(batch_size)[share(batch_size, size - 1, size)])
+    if workspace.sharded and smallest < 1:
+        raise ConfigError(
+            f"a batch of {batch_size} cannot be shared among {size} processes with --final-sharded, each of which needs an example; take fewer "
+            "processes or a larger final.batch_size"
+        )
     if size > 1 and smallest < 2 and trained_batch_norm(workspace):
         raise ConfigError(
             f"a batch of {batch_size} cannot be shared among {size} processes: BatchNorm that trains needs two examples in each; take fewer "

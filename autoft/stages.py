@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoft.batch_norm import reestimate_batch_norm
 from autoft.collective import any_of
 from autoft.config import Metric, StudyConfig, section_hash
@@ -24,8 +26,9 @@ from autoft.files import read_json, write_json
 from autoft.finetune import final_recipe
 from autoft.full_finetune import Emit, FullFinetune
 from autoft.methods import Setting, method_hyperparameters, slug
-from autoft.models import CheckpointInfo, copy_state, read_state, save_checkpoint
+from autoft.models import CheckpointInfo, ClipClassifier, copy_state, read_state, save_checkpoint
 from autoft.models.averaging import greedy_soup, uniform_soup
+from autoft.models.shards import gathered, parts_of
 from autoft.models.state import State, snapshot
 from autoft.search_space import Hyperparameters
 from autoft.wise_ft import interpolator
@@ -57,9 +60,15 @@ class StageRequest:
     with_zero_shot: bool = True
 
 
-def load_workspace(config: StudyConfig, device: str, cache_dir: Path, progress: Callable[[str, int, int], None] | None = None) -> Workspace:
-    """What `run_stages` works on: the model, and every set of the study."""
-    return Workspace.load(config, device, cache_dir, splits=all_splits(config), progress=progress)
+def load_workspace(
+    config: StudyConfig,
+    device: str,
+    cache_dir: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+    arrange: Callable[[ClipClassifier], None] | None = None,
+) -> Workspace:
+    """What `run_stages` works on: the model, and every set of the study; `arrange`: see `Workspace.load`."""
+    return Workspace.load(config, device, cache_dir, splits=all_splits(config), progress=progress, arrange=arrange)
 
 
 def run_stages(request: StageRequest, workspace: Workspace, emit: Emit, should_stop: Callable[[], bool]) -> None:
@@ -180,7 +189,7 @@ class _Stages:
     def _sweep(self, source: str, folder: Path) -> dict[str, Any]:
         section, workspace = self._config.wise_ft, self._workspace
         assert section is not None
-        tuned = read_state(self._run_dir / "checkpoints" / source, workspace.device)
+        tuned = self._read(source)
         workspace.model.core_beta = core_beta(self._request.methods[source])  # also at alpha 0: between two models that predict alike
         place = interpolator(workspace, workspace.zero_shot.tensors, tuned, section)
         curve = []
@@ -218,7 +227,7 @@ class _Stages:
             except NonFiniteScore:
                 return math.nan  # keeps it out
 
-        loaders = [partial(read_state, self._run_dir / "checkpoints" / name, workspace.device) for name in members]
+        loaders = [partial(self._read, name) for name in members]
         uniform = score(uniform_soup(loaders))
         soup = greedy_soup(loaders, score, config.direction)
         value = score(soup.state)  # as the members were judged: with BatchNorm statistics estimated again, even of one alone
@@ -226,6 +235,13 @@ class _Stages:
         self.save(folder, state, "soup", self._request.methods[members[0]], {judge: value})
         names = [members[index] for index in soup.members]
         return {"members": names, "select_on": judge, "own_scores": dict(zip(members, soup.own_scores, strict=True)), "uniform": uniform, "greedy": soup.score}
+
+    def _read(self, method: str) -> State:
+        """The state of a checkpoint, of sharded weights this process's own parts."""
+        folder, workspace = self._run_dir / "checkpoints" / method, self._workspace
+        if workspace.sharded:
+            return parts_of(read_state(folder, torch.device("cpu")), workspace.model)
+        return read_state(folder, workspace.device)
 
     def _scored(self) -> list[tuple[str, str]]:
         """The models to score, and their keys: all but what is only there to be averaged."""
@@ -239,7 +255,7 @@ class _Stages:
         if model == "zero_shot":
             workspace.zero_shot.restore(workspace.model)
             return 0
-        copy_state(workspace.model, read_state(self._run_dir / "checkpoints" / model, workspace.device))
+        copy_state(workspace.model, self._read(model))
         first = next(iter(request.methods))
         hp = request.methods[{"wise_ft": request.wise_ft_of or first, "soup": first}.get(model, model)]
         workspace.model.core_beta = core_beta(hp)
@@ -279,7 +295,9 @@ class _Stages:
         scores: dict[str, float],
         alpha: float | None = None,
     ) -> None:
-        """Write a checkpoint folder of this study."""
+        """Write a checkpoint folder of this study; of sharded weights all processes bring their parts."""
+        if self._workspace.sharded:
+            state = gathered(state, self._workspace.model, self._first)
         if not self._first:
             return
         classes = self._workspace.data.classes

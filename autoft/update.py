@@ -15,7 +15,7 @@ from autoft.errors import ConfigError
 from autoft.losses.classification import cross_entropy
 from autoft.models import ClipClassifier
 from autoft.models.averaging import beta_weight, update_average
-from autoft.models.state import trainable_parameters
+from autoft.models.shards import own_state, parts_of
 from autoft.on_device import sent
 from autoft.optim import build_optimizer, scale_learning_rates
 from autoft.optim.ftp import FTP
@@ -23,6 +23,7 @@ from autoft.optim.saft import GradientMagnitudes, select
 from autoft.optim.sparse_adamw import SparseAdamW, kept_indices, named_groups
 from autoft.optim.spd import SPD
 from autoft.optim.tpgm import TPGM
+from autoft.own_weights import OwnWeights
 from autoft.search_space import Hyperparameters
 from autoft.start import held_out_pool, training_mode
 from autoft.workspace import Workspace
@@ -35,16 +36,23 @@ class Update:
     """The optimizer of one fine-tune and what goes with it. Nothing here waits for the device.
 
     optimizer: as built from the hyperparameters; its state is part of the training state.
-    average: moving average of the floating entries of the model's state by name, from the start on; None without averaging.
+    average: moving average of the floating entries of the model's state by name, from the start on, of sharded ones this process's part;
+        None without averaging.
     """
 
-    def __init__(self, workspace: Workspace, hyperparameters: Hyperparameters, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        hyperparameters: Hyperparameters,
+        weights: OwnWeights,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+    ) -> None:
         self.optimizer = optimizer
         self.average: dict[str, Tensor] | None = None
         if hyperparameters.averaging == "beta":
-            self.average = {name: tensor.clone() for name, tensor in _floating(workspace.model.state_dict()).items()}
-        self._workspace, self._hp, self._total_steps = workspace, hyperparameters, total_steps
-        self._parameters = trainable_parameters(workspace.model)
+            self.average = {name: tensor.clone() for name, tensor in _floating(own_state(workspace.model)).items()}
+        self._workspace, self._hp, self._weights, self._total_steps = workspace, hyperparameters, weights, total_steps
         self._seen: float | None = None  # sum of the weights in the average so far
 
     @classmethod
@@ -52,6 +60,7 @@ class Update:
         cls,
         workspace: Workspace,
         hyperparameters: Hyperparameters,
+        weights: OwnWeights,
         total_steps: int,
         gradients: Callable[[int, int], Any],
         most_parts: int,
@@ -69,7 +78,10 @@ class Update:
             ConfigError: the hyperparameters contradict each other.
             torch.OutOfMemoryError: what it keeps does not fit the memory, or a gradient of SAFT's mask, in whatever parts.
         """
-        return cls(workspace, hyperparameters, _optimizer(workspace, hyperparameters, gradients, most_parts, state), total_steps)
+        optimizer = _optimizer(workspace, hyperparameters, gradients, most_parts, state)
+        if weights.sharded:
+            weights.stand_in(optimizer)
+        return cls(workspace, hyperparameters, weights, optimizer, total_steps)
 
     def step(self, step: int, multiplier: float, clip_grad_norm: float | None) -> None:
         """Turn the gradients that are there into new weights, and drop them.
@@ -86,30 +98,44 @@ class Update:
         if clip_grad_norm is not None and isinstance(self.optimizer, SparseAdamW):
             self.optimizer.clip_grad_norm_(clip_grad_norm)
         elif clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, clip_grad_norm, foreach=True)
+            self._weights.clip_gradients(clip_grad_norm)
         scale_learning_rates(self.optimizer, multiplier)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.optimizer, TPGM):
             self.optimizer.project(lambda: _held_out_loss(self._workspace, self._hp, step))
-            self._workspace.collective.copy_from_first(self._parameters)  # each process has computed it; no two need round alike
+            self._workspace.collective.copy_from_first(self._weights.parameters)  # each process has computed it; no two need round alike
         if self._hp.averaging == "beta":
             self._average(step)
 
     def load(self, optimizer: Mapping[str, Any], average: Mapping[str, Tensor] | None) -> None:
-        """Go on from a training state."""
-        self.optimizer.load_state_dict(dict(optimizer))
+        """Go on from a training state, which is of whole weights."""
+        own = self._weights.own_optimizer_state(self.optimizer, optimizer) if self._weights.sharded else dict(optimizer)
+        self.optimizer.load_state_dict(own)
+        if self._hp.constraint == "none":
+            _lay_out(self.optimizer)
         if average is not None:
-            self.average = {name: tensor.clone() for name, tensor in average.items()}
+            self.average = parts_of(average, self._workspace.model)
 
     def _average(self, step: int) -> None:
-        state = _floating(self._workspace.model.state_dict())
+        state = _floating(own_state(self._workspace.model))
         assert self.average is not None
         if self._seen is None:
             self._seen = sum(beta_weight(earlier, self._total_steps, BETA) for earlier in range(step + 1))
         weight = beta_weight(step + 1, self._total_steps, BETA)
         self._seen += weight
         update_average(list(self.average.values()), [state[name] for name in self.average], weight / self._seen)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer keeps for each entry of a weight that weight's layout in memory, which fused kernels take for granted.
+
+    A state of sharded weights is of contiguous tensors, a convolution's own may be channels-last.
+    """
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _floating(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

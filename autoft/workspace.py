@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoft.batch_split import fitting
-from autoft.collective import ALONE, Collective, share_of, together
+from autoft.batch_split import fitting, is_out_of_memory
+from autoft.collective import ALONE, Collective, share, share_of, together
 from autoft.compiled import CompiledTowers, Tower
 from autoft.config import StudyConfig
 from autoft.core_features import read_descriptions
@@ -26,6 +26,7 @@ from autoft.evaluate import metric_fn, pool_index, pooled_logits
 from autoft.memory import keep_freed_memory
 from autoft.models import ClipClassifier, LoadedModel, TextBank, ZeroShotState, build_classifier, load_model
 from autoft.models.load import resolve_device
+from autoft.models.shards import is_sharded
 from autoft.on_device import sent
 
 # Images, and affinities to descriptions, are kept on a GPU if they take less than this share of its free memory, else copied batch by
@@ -157,8 +158,13 @@ class Workspace:
         cache_dir: Path,
         splits: Collection[str] = ("train", "val_ood"),
         progress: Callable[[str, int, int], None] | None = None,
+        arrange: Callable[[ClipClassifier], None] | None = None,
     ) -> "Workspace":
-        """Load model and data; `progress` is called with (field, images done, images in all) while images are decoded.
+        """Load model and data.
+
+        Args:
+            progress: called with (field, images done, images in all) while images are decoded.
+            arrange: changes the model in place when its weights are on the device and nothing else is, as `shard_towers` does.
 
         Raises:
             ConfigError, DataError, ModelError.
@@ -167,15 +173,24 @@ class Workspace:
         loaded = load_model(config.model)
         pixels = loaded.preprocess
         data = load_study_data(config.data, pixels.size, pixels.interpolation, pixels.resize_mode, cache_dir, splits=splits, progress=progress)
-        return cls.of(config, target, loaded, data)
+        return cls.of(config, target, loaded, data, arrange)
 
     @classmethod
-    def of(cls, config: StudyConfig, target: torch.device, loaded: LoadedModel, data: StudyData) -> "Workspace":
+    def of(
+        cls,
+        config: StudyConfig,
+        target: torch.device,
+        loaded: LoadedModel,
+        data: StudyData,
+        arrange: Callable[[ClipClassifier], None] | None = None,
+    ) -> "Workspace":
         """Bring a loaded model and data to a device. On a GPU the model is compiled at its first use. Raises ConfigError or ModelError."""
         pixels = loaded.preprocess
         loaded.clip.to(target)  # before the head, whose prompts may be tens of thousands
         descriptions = read_descriptions(config.data, data.classes, loaded.tokenizer)
         model = build_classifier(loaded, data.classes.names, config.data.templates, descriptions)
+        if arrange is not None:
+            arrange(model)
         captions = data.train.captions
         if captions is not None:
             texts = TextBank.of_captions(loaded.tokenizer, captions, target)
@@ -196,6 +211,18 @@ class Workspace:
         )
 
     @property
+    def sharded(self) -> bool:
+        """Whether the processes share the model's weights out among them; then all must make the same passes through its towers."""
+        return is_sharded(self.model)
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """`autoft.collective.together`: `compute()`, which waits for no other process, in all or in none where memory runs out.
+
+        Not of sharded weights: there it waits for the others in itself, so that none can ask whether another one has failed.
+        """
+        return compute() if self.sharded else together(self.collective, compute)
+
+    @property
     def own_towers(self) -> CompiledTowers:
         """`towers` of the model that is there now: whoever scores a checkpoint puts another model in its place."""
         if self.towers.model is not self.model:
@@ -205,10 +232,27 @@ class Workspace:
     def fitting(self, compute: Callable[[int], T], most: int, undo: Callable[[], None] = lambda: None) -> T:
         """`compute` a batch in as few parts as fit the memory, and remember how many; see `autoft.batch_split.fitting`.
 
-        Without compiled towers, from then on, if `compute` fails with them.
+        Without compiled towers, from then on, if `compute` fails with them. Sharded weights take whole batches only.
+
+        Raises:
+            ConfigError: of sharded weights, in place of `torch.OutOfMemoryError`.
         """
+        if self.sharded:
+            return self._whole(lambda: compute(1), "final", self.config.final.batch_size)
         found, self.batch_split = self.own_towers.or_eager(lambda: fitting(compute, self.batch_split, most, self.device, undo), undo)
         return found
+
+    def _whole(self, compute: Callable[[], T], section: str, batch_size: int) -> T:
+        """`compute()` of a batch that cannot be split, since the other processes would not know."""
+        try:
+            return compute()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{section}.batch_size = {batch_size} does not fit the memory of {self.device}, and with --final-sharded no batch is computed in "
+                f"parts; take more --final-workers or a smaller {section}.batch_size"
+            ) from None
 
     def autocast(self, cache: bool = True) -> Any:
         """bf16 autocast where the study's precision asks for it, else nothing; `cache`: each weight is cast once within it."""
@@ -245,8 +289,11 @@ class Workspace:
 
         Raises:
             torch.OutOfMemoryError: nor does a single image.
+            ConfigError: of sharded weights, a batch does not.
         """
         most = self.config.evaluate.batch_size
+        if self.sharded:
+            return self._whole(lambda: self._all_logits(name, most, None), "evaluate", most)
 
         def logits(parts: int) -> Tensor:
             return self._all_logits(name, -(-most // parts), self.own_towers.evaluation(most) if parts == 1 else None)
@@ -261,13 +308,19 @@ class Workspace:
         total = len(self.images(name))
         batches = -(-total // batch_size)
         if self.collective.size == 1 or batches < self.collective.size:
-            return together(self.collective, lambda: self._logits(name, batch_size, slice(None), tower))
+            return self.together(lambda: self._logits(name, batch_size, slice(None), tower))
         only = share_of(self.collective, batches)
-        own = together(self.collective, lambda: self._logits(name, batch_size, only, None))
+        more = self._passes_to_make_up(batches)
+        own = self.together(lambda: self._logits(name, batch_size, slice(only.start - more, only.stop), None)[more * batch_size :])
         padded = own.new_zeros((only.stop - only.start) * batch_size, own.shape[1])  # the last batch of the set may be a short one
         padded[: len(own)] = own
         shape = (batches, batch_size, own.shape[1])
         return self.collective.gathered(padded.view(-1, *shape[1:]), batches).view(-1, shape[2])[:total]
+
+    def _passes_to_make_up(self, batches: int) -> int:
+        """How many batches of others this process computes as well, so that all make as many passes through sharded towers: 0 or 1."""
+        own, largest = (len(range(batches)[share(batches, rank, self.collective.size)]) for rank in (self.collective.rank, 0))
+        return largest - own if self.sharded else 0
 
     @torch.no_grad()
     def _logits(self, name: str, batch_size: int, only: slice, tower: Tower | None) -> Tensor:

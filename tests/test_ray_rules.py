@@ -289,7 +289,7 @@ def launch_arguments(*flags: str) -> argparse.Namespace:
 def test_a_detached_launch_is_the_same_launch() -> None:
     """Every flag travels, those that will be added as well; paths become absolute."""
     flags = ["--set", "search.n_trials=3", "--set", "trial.steps=7", "--runs", "here", "--executor", "ray", "--workers", "2", "--gpus-per-worker", "0.5"]
-    flags += ["--threads-per-worker", "3", "--trials-per-worker", "auto", "--device", "cpu", "--trial-timeout", "90", "--final-workers", "2", "--artifacts", "file:///a", "--json"]
+    flags += ["--threads-per-worker", "3", "--trials-per-worker", "auto", "--device", "cpu", "--trial-timeout", "90", "--final-workers", "2", "--final-sharded", "--artifacts", "file:///a", "--json"]
     there = build_parser().parse_args(job_command(launch_arguments("--detach", *flags))[3:])
     here = launch_arguments("--detach", *flags)
     untouched = [name for name, value in vars(here).items() if value == vars(launch_arguments())[name] and name not in ("command", "study", "executor")]

@@ -30,17 +30,28 @@ RESIZE_SECONDS = 600.0  # between two looks at whether more workers would fit; t
 
 
 def plan_final(
-    nodes: Sequence[Node], workers: int | None, gpus_per_worker: float | None, threads: int | None, device: str
+    nodes: Sequence[Node], workers: int | None, gpus_per_worker: float | None, threads: int | None, device: str, sharded: bool = False
 ) -> WorkerSpec | None:
     """The workers that share the final fine-tune; None: one alone, with a GPU or all cores of a node.
 
     Args:
         workers: how many; None: one per GPU, on CPUs one.
         gpus_per_worker, threads, device: as for trials; but where workers have GPUs, each gets a whole one, since all wait for the slowest.
+        sharded: whether the weights are to be shared out too, which takes several workers.
 
     Raises:
-        ClusterError: the workers asked for do not fit the nodes.
+        ClusterError: the workers asked for do not fit the nodes, or one alone has nobody to share weights with.
     """
+    found = _plan(nodes, workers, gpus_per_worker, threads, device)
+    if sharded and found is None:
+        raise ClusterError(
+            f"--final-sharded shares weights out among workers, and {'--final-workers 1' if workers == 1 else 'without --final-workers'} there is one; "
+            "valid is --final-workers N with N of at least 2, and room for them on the nodes"
+        )
+    return found
+
+
+def _plan(nodes: Sequence[Node], workers: int | None, gpus_per_worker: float | None, threads: int | None, device: str) -> WorkerSpec | None:
     if workers == 1:
         return None
     try:
@@ -52,8 +63,13 @@ def plan_final(
     return spec if spec.count > 1 and (workers is not None or spec.gpus) else None
 
 
-def run_shared_stages(request: StageRequest, spec: WorkerSpec, cache_dir: Path, should_stop: Callable[[], bool], emit: Emit) -> None:
+def run_shared_stages(
+    request: StageRequest, spec: WorkerSpec, cache_dir: Path, should_stop: Callable[[], bool], emit: Emit, sharded: bool = False
+) -> None:
     """Run the stages on `spec.count` workers, each with the cores and the GPU of `spec`; on fewer after a loss.
+
+    Args:
+        sharded: whether they share the weights out among them; one that is left alone holds all of them.
 
     Raises:
         Interrupted: `should_stop()` said so.
@@ -63,7 +79,7 @@ def run_shared_stages(request: StageRequest, spec: WorkerSpec, cache_dir: Path, 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     relay = _Relay.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = _Trainer.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    work = {"request": request, "device": spec.device, "threads": spec.cpus, "cache_dir": cache_dir, "relay": relay}
+    work = {"request": request, "device": spec.device, "threads": spec.cpus, "cache_dir": cache_dir, "relay": relay, "sharded": sharded}
     ended = trainer.fit.remote(work, spec)
     deadline = None
     try:
@@ -181,6 +197,7 @@ def _run_stages(work: dict[str, Any], first: bool) -> None:
 
     from autoft.collective import ALONE
     from autoft.distributed import TorchCollective
+    from autoft.models.shards import shard_towers
     from autoft.stages import load_workspace, run_stages
     from autoft.workspace import configure_torch
 
@@ -189,12 +206,13 @@ def _run_stages(work: dict[str, Any], first: bool) -> None:
         raise ClusterError(f"the run folder {request.run_dir} is not visible on the worker's node; choose a shared one with --runs")
     configure_torch(work["threads"])
     device = "cpu" if work["device"] == "cpu" else str(get_device())
-    workspace = load_workspace(request.config, device, work["cache_dir"])
     size = ray.train.get_context().get_world_size()
+    sharded = work["sharded"] and size > 1
+    workspace = load_workspace(request.config, device, work["cache_dir"], arrange=shard_towers if sharded else None)
     workspace.collective = TorchCollective() if size > 1 else ALONE
     stop = threading.Event()
     if first:
-        relay.say.remote({"event": "final_workers", "count": size})
+        relay.say.remote({"event": "final_workers", "count": size, "sharded": sharded})
         threading.Thread(target=_watch, args=(relay, stop), daemon=True).start()
     run_stages(request, workspace, lambda event: relay.say.remote(event), stop.is_set)
 

@@ -67,6 +67,7 @@ class RayExecutor:
             longer as it has more steps. None: no limit.
         observe: takes the event "waiting", which says why no worker is ready, and "trials_together", which says what was measured.
         final: the workers that share the stages after the search; None: one alone runs them.
+        final_sharded: whether those share the model's weights out among them.
         trials_together: how many trials a worker runs as one program, where they can share one; None: as many as are fastest on its device,
             which it measures when it has loaded.
     """
@@ -82,9 +83,11 @@ class RayExecutor:
         observe: Observe = lambda event: None,
         final: WorkerSpec | None = None,
         trials_together: int | None = 1,
+        final_sharded: bool = False,
     ) -> None:
         self._config, self._spec, self._cache_dir, self._should_stop, self._grow = config, spec, cache_dir, should_stop, grow
-        self._timeout, self._final, self._together, self._observe = trial_timeout_seconds, final, trials_together, observe
+        self._timeout, self._final, self._final_sharded = trial_timeout_seconds, final, final_sharded
+        self._together, self._observe = trials_together, observe
         self._workers: list[_Worker] = []
         self._queue: list[Job] = []
         self._start_failures = 0
@@ -140,7 +143,7 @@ class RayExecutor:
         """Run the stages on one actor with all cores or a whole GPU of a node, or on several workers; tried again if one is lost."""
         self._release()
         if self._final is not None:
-            run_shared_stages(request, self._final, self._cache_dir, self._should_stop, emit)
+            run_shared_stages(request, self._final, self._cache_dir, self._should_stop, emit, self._final_sharded)
             return
         gpus, cores = (min(1.0, self._spec.gpus * self._spec.count), self._spec.cpus) if self._spec.gpus else (0.0, _cores_of_a_node(self._spec.cpus))
         pool = StagePool(StageRoom(cpus=cores, gpus=gpus, device=self._spec.device), self._cache_dir, self._should_stop, lambda: 1)

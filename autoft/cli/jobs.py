@@ -15,6 +15,7 @@ from storage import list_studies
 _URL, _URL_FILE, _PASSWORD = "AUTOFT_STORAGE_URL", "AUTOFT_STORAGE_URL_FILE", "PGPASSWORD"
 _PASSED_ON = ("AUTOFT_HOME", "AUTOFT_CACHE_DIR")  # places, no secrets
 _OPTIONS = ("artifacts", "executor", "workers", "gpus_per_worker", "trials_per_worker", "threads_per_worker", "device", "trial_timeout", "final_workers")
+_SWITCHES = ("final_sharded", "json")
 
 
 def detach(config: StudyConfig, args: argparse.Namespace) -> int:
@@ -94,7 +95,8 @@ def job_command(args: argparse.Namespace) -> list[str]:
         value = getattr(args, name, None)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return [*command, "--json"] if args.json else command
+    switches = [f"--{name.replace('_', '-')}" for name in _SWITCHES if getattr(args, name, False)]
+    return [*command, *switches]
 
 
 def _refuse_running(study: str) -> None:

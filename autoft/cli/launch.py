@@ -49,6 +49,8 @@ def _launch(config: StudyConfig, args: argparse.Namespace, stop: StopSignal) -> 
     run_dir = Path(args.runs) / config.study
     stop.announces = args.json or not is_live()
     check_flags(args)
+    if getattr(args, "final_sharded", False):
+        check_sharded(config)
     store = open_artifacts(args)
     with make_view(config, args.json, stop) as view, contextlib.ExitStack() as stack:
         configure_torch(len(os.sched_getaffinity(0)))
@@ -98,7 +100,11 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ClusterError("--executor in-process has no workers to share GPUs; --gpus-per-worker needs --executor ray")
         if getattr(args, "final_workers", None) not in (None, 1):
             raise ClusterError(f"--executor in-process has one process; --final-workers {args.final_workers} needs --executor ray")
+        if getattr(args, "final_sharded", False):
+            raise ClusterError("--executor in-process has one process; --final-sharded needs --executor ray, and --final-workers of at least 2")
         resolve_device(args.device)
+    elif getattr(args, "final_sharded", False) and args.final_workers == 1:
+        raise ClusterError("--final-workers 1 has nobody to share weights with; --final-sharded needs --final-workers of at least 2")
     elif ray_address() is None:
         from workers.cluster import require_gpu
 
@@ -106,6 +112,18 @@ def check_flags(args: argparse.Namespace) -> None:
     folder = next(parent for parent in (args.runs, *args.runs.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--runs {args.runs}: {folder} is not a folder that can be written")
+
+
+def check_sharded(config: StudyConfig) -> None:
+    """Raise ConfigError if the study may come to a full fine-tune that sharded weights do not allow, as far as its file tells."""
+    from autoft.methods import Setting, method_hyperparameters
+    from autoft.shardable import check_shardable, check_study_shardable
+
+    check_study_shardable(config)
+    setting = Setting(config.search_space, entries=1, seed=config.search.seed)
+    for field, names in (("search.enqueue", config.search.enqueue), ("evaluate.baselines", config.evaluate.baselines)):
+        for name in names:
+            check_shardable(method_hyperparameters(name, setting), f"{field} = {name}: ")
 
 
 def is_known(url: Any, study: str) -> bool:
@@ -173,10 +191,17 @@ def connect_workers(
     spec = plan_on_nodes(cluster_nodes(), args.workers, args.gpus_per_worker, args.threads_per_worker, args.device)
     final = None
     if hasattr(args, "final_workers"):
-        final = plan_final(cluster_nodes(), args.final_workers, args.gpus_per_worker, args.threads_per_worker, args.device)
+        final = plan_final(
+            cluster_nodes(), args.final_workers, args.gpus_per_worker, args.threads_per_worker, args.device, args.final_sharded
+        )
+    if final is not None and args.final_sharded and config.final.batch_size < final.count:
+        raise ConfigError(
+            f"final.batch_size = {config.final.batch_size} is less than the {final.count} final workers, each of which needs an example with "
+            "--final-sharded; take fewer --final-workers or a larger final.batch_size"
+        )
     view({"event": "workers", "count": spec.count, "device": spec.device, "threads": spec.cpus})
     grow = elastic_count(spec) if args.workers is None else None
     return lambda: RayExecutor(
         config, spec, cache_dir(), stop.stops_stages, grow=grow, trial_timeout_seconds=args.trial_timeout, observe=view, final=final,
-        trials_together=together,
+        trials_together=together, final_sharded=final is not None and args.final_sharded,
     )

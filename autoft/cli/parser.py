@@ -230,6 +230,12 @@ def _add_final_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="workers that share each batch of the final fine-tune, with --threads-per-worker threads each (default: one per GPU, on CPU one with all cores)",
     )
+    parser.add_argument(
+        "--final-sharded",
+        action="store_true",
+        help="have those workers share out the model's weights, gradients and optimizer state too (FSDP), for models that do not fit one; "
+        "needs at least two of them",
+    )
 
 
 def _add_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -120,7 +120,7 @@ def describe(event: dict[str, Any], score: _Score) -> str | None:
         case "trials_together":
             return "trials run one by one: no program of several is faster here" if event["count"] == 1 else f"{event['count']} trials run as one program"
         case "final_workers" if event["count"] > 1:
-            return f"{event['count']} workers share the final fine-tune"
+            return f"{event['count']} workers share the final fine-tune" + (" and its weights" if event.get("sharded") else "")
         case "leakage":
             return "\n".join(f"WARNING: {line}" for line in event["warnings"]) or None
         case "trial_ended":

@@ -43,13 +43,16 @@ def l2_init(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def norm_values(parameters: Sequence[Tensor], anchor: Sequence[Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def norm_values(
+    parameters: Sequence[Tensor], anchor: Sequence[Tensor], names: Sequence[str], entries: int | None = None
+) -> dict[str, Tensor]:
     """The value of each named norm of `NORM_ORDERS`, a scalar without gradient; a pass over all weights.
 
     Args:
         parameters: trainable parameters, any shapes, one device.
         anchor: their zero-shot values in the same order, not sharing storage with them. Looked at by the *_init norms only.
         names: at least one.
+        entries: P, where the parameters are only parts of those it counts; their values then add up to the norm's.
 
     Raises:
         ValueError: `anchor` does not match the parameters, or shares storage with them.
@@ -60,11 +63,13 @@ def norm_values(parameters: Sequence[Tensor], anchor: Sequence[Tensor], names: S
         operands = _operands(names, theta, start)
         for name in names:
             sums[name].extend(_sums(operands[name], NORM_ORDERS[name]))
-    return {name: torch.stack(sums[name]).sum() / _entries(parameters) for name in names}
+    return {name: torch.stack(sums[name]).sum() / (entries or _entries(parameters)) for name in names}
 
 
 @torch.no_grad()
-def add_norm_gradients(parameters: Sequence[Tensor], anchor: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
+def add_norm_gradients(
+    parameters: Sequence[Tensor], anchor: Sequence[Tensor], weights: Mapping[str, Tensor], entries: int | None = None
+) -> None:
     """Add the gradient of sum_k w_k n_k to every parameter's `grad`, in place; a parameter without one gets one.
 
     It is sum_k (w_k / P) sign(x_k) for order 1 and (2 w_k / P) x_k for order 2, x = theta or theta - anchor. Call it after `backward` of the
@@ -72,7 +77,7 @@ def add_norm_gradients(parameters: Sequence[Tensor], anchor: Sequence[Tensor], w
     parameter that the other terms use once, and saves a second set of gradients in memory.
 
     Args:
-        parameters, anchor: as for `norm_values`.
+        parameters, anchor, entries: as for `norm_values`.
         weights: scalar tensor for each wanted norm of `NORM_ORDERS`, on the parameters' device.
 
     Raises:
@@ -80,7 +85,7 @@ def add_norm_gradients(parameters: Sequence[Tensor], anchor: Sequence[Tensor], w
     """
     names = tuple(weights)
     _check_anchor(names, parameters, anchor)
-    factors = {name: NORM_ORDERS[name] * (weights[name] / _entries(parameters)) for name in names}
+    factors = {name: NORM_ORDERS[name] * (weights[name] / (entries or _entries(parameters))) for name in names}
     for theta, start, gradient in _blocks(parameters, _anchor_or_self(names, parameters, anchor), _gradients(parameters)):
         operands = _operands(names, theta, start)
         total = _gradient(names[0], operands[names[0]], factors[names[0]])

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from autoft.errors import ModelError
+from autoft.models.shards import own_state
 
 State = Mapping[str, Tensor]
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A clone of the model's parameters and buffers as they are now, by state-dict name."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """A clone of the model's parameters and buffers as they are now, by state-dict name; of sharded ones this process's part."""
+    return {name: tensor.clone() for name, tensor in own_state(model).items()}
 
 
 @dataclass(frozen=True)
 class ZeroShotState:
-    """A clone of a model's parameters and buffers, by state-dict name, on the model's device.
+    """A clone of a model's parameters and buffers, by state-dict name, on the model's device; of sharded ones this process's part.
 
     Always a clone: a snapshot that aliases the training weights makes every distance to it zero (defect 2 of the released code).
     """
@@ -47,8 +48,8 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def copy_state(model: nn.Module, state: State) -> None:
-    """Overwrite the model's parameters and buffers in place. Raises KeyError if the names differ."""
-    own = model.state_dict()
+    """Overwrite the model's parameters and buffers in place, of sharded ones this process's part. Raises KeyError if the names differ."""
+    own = own_state(model)
     if own.keys() != state.keys():
         raise KeyError(f"states differ in {sorted(own.keys() ^ state.keys())[:5]}")
     by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
