@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import scipy.stats
 
 from autoft.config import StudyConfig, load_config
 from autoft.errors import TrialCodeError
@@ -238,7 +239,7 @@ def first_report_correlation(curves: Sequence[Curve]) -> float | None:
     pairs = [(curve.reports[0].score, curve.result.score) for curve in curves if curve.result is not None and len(curve.reports) > 1]
     if len({first for first, _ in pairs}) < 2 or len({last for _, last in pairs}) < 2:
         return None
-    return statistics.correlation([first for first, _ in pairs], [last for _, last in pairs], method="ranked")
+    return float(scipy.stats.spearmanr([first for first, _ in pairs], [last for _, last in pairs]).statistic)
 
 
 if __name__ == "__main__":

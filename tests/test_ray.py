@@ -277,10 +277,11 @@ def test_what_is_forgotten_is_not_heard_of(connected: None, tmp_path: Path, tiny
     config = load_config(write_study(tmp_path, tiny_vit, trial__steps=60, search__pruner="none"))
     executor = RayExecutor(config, spec(2), cache, never)
     slow, other = (Hyperparameters(lr=lr, weight_decay=0.1, loss_weights={"cross_entropy": 1.0}, seed=1) for lr in (1e-3, 2e-3))
+    while executor.slots < 2:
+        executor.poll(0.1)
     for number in range(3):
         executor.submit(Job(number, slow))
-    while sum(bool(worker.jobs) for worker in executor._workers) < 2:
-        executor.poll(0.1)
+    assert sum(bool(worker.jobs) for worker in executor._workers) == 2
     executor.forget()
     executor.submit(Job(7, other))
     assert next_event(executor).number == 7
