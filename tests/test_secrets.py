@@ -54,7 +54,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize(("variable", "flags"), [("AUTOFT_STORAGE_URL", FLAGS), ("AUTOFT_STORAGE_URL_FILE", IN_PROCESS)])
+@pytest.mark.parametrize(("variable", "flags"), [pytest.param("AUTOFT_STORAGE_URL", FLAGS, marks=pytest.mark.slow), ("AUTOFT_STORAGE_URL_FILE", IN_PROCESS)])
 def test_the_password_goes_nowhere(
     variable: str, flags: tuple[str, ...], tmp_path: Path, short_folder: Path, tiny_vit: Path, postgres_server: PostgresServer, empty_database: str
 ) -> None:
