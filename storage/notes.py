@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from storage.seam import storage_errors
 
@@ -47,6 +46,8 @@ def update_dashboard(study: optuna.Study, note: str, figures: Mapping[str, Mappi
 
 
 def _update_note(study: optuna.Study, note: str) -> bool:
+    from optuna_dashboard import get_note, save_note  # takes a second and a half, when workers have been started
+
     known = get_note(study)
     ours = f"{_BEGIN}\n\n{note.strip().replace(_END, '')}\n\n{_END}"
     merged = _OURS.sub(lambda _: ours, known, count=1) if _OURS.search(known) else f"{known.rstrip()}\n\n{ours}".lstrip()
@@ -64,6 +65,8 @@ def _update_figure(study: optuna.Study, name: str, figure: Mapping[str, Any], kn
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     if digest == known:
         return None
+    from optuna_dashboard import save_plotly_graph_object
+
     save_plotly_graph_object(study, _Figure(text), graph_object_id=name)
     return digest
 
