@@ -26,7 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the service does; read when torch is imported
+from autoft.threads import wait_briefly
+
+wait_briefly(os.environ)  # as the service does; read when torch is imported
 
 import numpy as np
 import torch

@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+from autoft.threads import wait_briefly
+
 # Read by Ray when it is imported. Usage statistics are not sent; an actor without GPUs sees none.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # Ray Train's processes stay where they start
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/adr/0006-passive-waiting.md
+wait_briefly(os.environ)
 # Read by the C library of the processes that Ray starts from this one. An actor trains in a thread of its own, whose memory glibc would take
 # from a second pool, and give back to the system after every step; see autoft/memory.py.
 os.environ.setdefault("MALLOC_ARENA_MAX", "1")

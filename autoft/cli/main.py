@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from autoft.cli.parser import build_parser
 from autoft.errors import AutoFTError
+from autoft.threads import wait_briefly
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
     _configure_logging()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/adr/0006-passive-waiting.md
+    wait_briefly(os.environ)
     module, function = COMMANDS[args.command]
     try:
         return int(getattr(importlib.import_module(f"autoft.cli.{module}"), function)(args) or 0)
